@@ -1,8 +1,8 @@
-"""What callers pass, checked: each function returns the value, or raises OptionError.
+"""Checks of callers' arguments: each function returns the value, or raises OptionError.
 
-Invariant: an error names the argument (`where`) and never lets TypeError, OverflowError or
-UnicodeEncodeError through. Kinds are judged here, and what the wire can hold; what a value may be
-beyond that is the server's affair, so that the limits stand in one place.
+Invariant: an error names the argument (`where`), and TypeError, OverflowError or UnicodeEncodeError
+never get through. Only kinds are checked here, and what the contract's fields can hold; all other
+limits are the server's, so that they are in one place.
 """
 
 import math
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from quire.clients.errors import OptionError
+from quire.clients.single_precision import MAX_FLOAT32, no_zero
 
 MAX_SECONDS = 1e9  # about 32 years; gRPC's clock cannot hold much more
-MAX_FLOAT32 = 3.4028234663852886e38
 _MAX_BYTES = 256 << 20  # of a file that is read whole
 _MAX_SHOWN = 80  # characters of a value that an error repeats
 
@@ -36,8 +36,8 @@ def text(where: str, value: Any) -> str:
 
 
 def read_whole(path: Path) -> bytes:
-    """What a file holds. Raises OSError, at once: opening a pipe would wait for whoever writes to
-    it, a device may have no end, and a file may be larger than the memory."""
+    """A file's content. Raises OSError, without blocking: opening a pipe would wait for its writer,
+    a device may be endless, and a file may be larger than memory."""
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "is not a file")
@@ -52,7 +52,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def file_text(where: str, path: Path) -> str:
-    """What a file holds, as text."""
+    """A file's content, as text."""
     try:
         return read_whole(path).decode()
     except OSError as error:
@@ -64,7 +64,8 @@ def file_text(where: str, path: Path) -> str:
 
 
 def refuse_what_is_no_file(path: Path) -> None:
-    """Raises OptionError for a pipe, a device or a directory. What is not there may become one."""
+    """Raises OptionError for a pipe, a device or a directory. A path that does not exist is
+    accepted."""
     if path.exists() and not path.is_file():
         raise OptionError(f"{path}: is not a file, which can be read again")
 
@@ -100,7 +101,7 @@ def float32(where: str, value: Any) -> float:
     real = number(where, value)
     if abs(real) > MAX_FLOAT32:
         raise OptionError(f"{where}: {show(value)} is beyond single precision")
-    return real
+    return no_zero(real)
 
 
 def flag(where: str, value: Any) -> bool:
@@ -123,7 +124,8 @@ def seconds(where: str, value: Any) -> float | None:
 
 
 def items(where: str, value: Any, what: str) -> Sequence[Any]:
-    """A list, tuple or other sequence; `what` says of what. Strings and bytes are none."""
+    """A list, tuple or other sequence; `what` names its items. Strings and bytes are not
+    accepted."""
     if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Sequence):
         raise OptionError(f"{where}: a list of {what}, not {kind(value)}")
     return value
@@ -141,14 +143,14 @@ def parts(where: str, value: Any, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def instance(where: str, value: Any, types: type | tuple[type, ...], what: str) -> Any:
-    """A value of one of the types; `what` says it in words."""
+    """A value of one of the types; `what` names them in the error."""
     if not isinstance(value, types):
         raise OptionError(f"{where}: {what}, not {kind(value)}")
     return value
 
 
 def kind(value: Any) -> str:
-    """What a value is, for an error."""
+    """The kind of a value, for an error message."""
     return "None" if value is None else type(value).__name__
 
 
@@ -164,5 +166,5 @@ def show(value: Any) -> str:
 
 
 def texts(where: str, value: Iterable[Any]) -> list[str]:
-    """Strings, each named by its place."""
+    """Strings, each named by its index."""
     return [text(f"{where}[{i}]", item) for i, item in enumerate(value)]

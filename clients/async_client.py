@@ -38,7 +38,7 @@ from quire.clients.replicas.channels import ChannelPool
 from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.shared_state import SharedState, shared_state
 from quire.clients.replicas.stream_failover import Item, StreamFailover
-from quire.clients.retry import RetryPolicy, Tries, as_policy
+from quire.clients.retry import RetryPolicy, RetryState, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
     ScoreOptions,
@@ -79,10 +79,10 @@ class _Stream:
 
 
 class _Messages:
-    """The iterator of one `async for`. Its end, by any way, cancels the call."""
+    """The iterator of one `async for`. However it ends, the call is cancelled."""
 
     def __init__(
-        self, client: "AsyncClient", request: pb.GenerateRequest, stream: _Stream, tries: Tries
+        self, client: "AsyncClient", request: pb.GenerateRequest, stream: _Stream, tries: RetryState
     ) -> None:
         self._client = client
         self._request = request
@@ -179,7 +179,7 @@ class AsyncGeneration:
         return _Events(items)
 
     def messages(self) -> AsyncIterator[pb.GenerateResponse]:
-        """The same stream as the contract's messages; once as well."""
+        """The same stream as the contract's messages; it can be read only once, too."""
         items = self._open()
         return OnlyMessages(items) if isinstance(items, StreamIterator) else items
 
@@ -191,7 +191,7 @@ class AsyncGeneration:
         if client._replicas is not None:
             failover = StreamFailover(client._replicas, self._request, self._timeout)
             return StreamIterator(failover, client._open_attempt, self._stream)
-        tries = Tries(client.retry, self._timeout)
+        tries = RetryState(client.retry, self._timeout)
         return _Messages(client, self._request, self._stream, tries)
 
     async def completions(self) -> list[Completion]:
@@ -222,7 +222,7 @@ class AsyncGeneration:
 
 
 class AsyncClient:
-    """As Client, for asyncio. Belongs to the event loop it was made in: make it inside one."""
+    """Like Client, for asyncio. It belongs to the event loop in which it is created."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class AsyncClient:
         return AsyncGeneration(self, build_request(prompt, options), self._seconds(timeout))
 
     def send(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> AsyncGeneration:
-        """The same for a message of the contract, used as it is."""
+        """Like `generate`, for a message of the contract, used as it is."""
         instance("request", request, pb.GenerateRequest, "a GenerateRequest")
         return AsyncGeneration(self, request, self._seconds(timeout))
 
@@ -271,7 +271,7 @@ class AsyncClient:
         return cast(pb.StatsResponse, await self._unary(lambda to: to.stub.Stats, request, timeout))
 
     async def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
-        """What is served, as the contract's message."""
+        """The served model, as the contract's message."""
         request = pb.GetModelInfoRequest()
         answer = await self._unary(lambda to: to.stub.GetModelInfo, request, timeout)
         return cast(pb.GetModelInfoResponse, answer)
@@ -317,8 +317,9 @@ class AsyncClient:
         return list((await self._unary(lambda to: to.stub.Score, request, timeout)).scores)
 
     async def flush_cache(self, *, timeout: float | None = None) -> int:
-        """Forget the cached prefixes that no request holds; how many blocks they were. Of the one
-        server whose turn it is, and for an operator's key, where there are keys."""
+        """Forget the cached prefixes that no request holds; returns how many blocks that were. With
+        several servers, flushes the one whose turn it is. Needs an operator's key if the server has
+        keys."""
         request = pb.FlushCacheRequest()
         return int((await self._unary(lambda to: to.stub.FlushCache, request, timeout)).blocks)
 
@@ -331,11 +332,11 @@ class AsyncClient:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     async def _unary(self, method: unary_loop.Method, request: Any, timeout: float | None) -> Any:
-        """Of several servers, the one whose turn it is answers."""
+        """A unary call; with several servers, to the one whose turn it is."""
         if self._replicas is not None:
             return await self._ask(self._replicas, method, request, self._seconds(timeout))
         metadata = self.connection.metadata
-        tries = Tries(self.retry, self._seconds(timeout))
+        tries = RetryState(self.retry, self._seconds(timeout))
         while True:
             try:
                 return await method(self._channels.only)(

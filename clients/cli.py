@@ -17,8 +17,8 @@ from types import FrameType
 from typing import Annotated, cast
 
 if sys.argv[1:2] == ["serve"]:
-    # What asks a server for something ends none that is not ready to hear it. What is imported
-    # from here on takes a second or two; the server's own handlers come after.
+    # Signals that ask a running server for something must not end one that is still starting:
+    # the imports from here on take a second or two, and the server's own handlers come after.
     for _name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, _name):
             signal.signal(getattr(signal, _name), signal.SIG_IGN)
@@ -89,7 +89,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _add_server_commands(app: typer.Typer) -> None:
-    """Asks each entry point to register its commands; stands in for those that cannot."""
+    """Lets each entry point register its commands, with placeholders for those that cannot be
+    loaded."""
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             entry.load()(app)
@@ -165,7 +166,7 @@ def _run(words: list[str]) -> int:
 
 
 def _explain_output(error: OSError) -> int:
-    """The reader of our output has left, of which nothing is said, or there is no room for it."""
+    """The reader of our output has left, which is not an error, or there is no space for it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), standard_streams.OUTPUT)
     if error.errno != errno.EPIPE:
         with contextlib.suppress(OSError):  # standard error may be there too
@@ -173,14 +174,14 @@ def _explain_output(error: OSError) -> int:
     return 1
 
 
-_WANTED = {  # by what the library that judges values calls the fault
+_WANTED = {  # by the name of the fault in the library that checks values
     "int_parsing_size": "a smaller whole number",
     "bool_parsing": "true or false",
 }
 
 
 def _judged(error: BaseException) -> str:
-    """The option, its value and what it must be, where a value was judged; else nothing."""
+    """The option, its value and its allowed values, if a value was refused; else nothing."""
     option = getattr(error, "param", None)
     value, wanted = _fault(error)
     if not wanted or option is None:

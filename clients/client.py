@@ -38,7 +38,7 @@ from quire.clients.replicas.policy import ReplicaPolicy
 from quire.clients.replicas.shared_state import shared_state
 from quire.clients.replicas.stream_failover import StreamFailover
 from quire.clients.replicas.stream_loop import read_stream
-from quire.clients.retry import RetryPolicy, Tries, as_policy
+from quire.clients.retry import RetryPolicy, RetryState, as_policy
 from quire.clients.vectors import (
     EmbedOptions,
     ScoreOptions,
@@ -51,7 +51,7 @@ from quire.v1 import inference_pb2 as pb
 
 
 class _Call(Protocol):
-    """What this module uses of grpc's streaming call."""
+    """The part of grpc's streaming call that this module uses."""
 
     def __next__(self) -> pb.GenerateResponse: ...
     def cancel(self) -> bool: ...
@@ -79,7 +79,7 @@ class Generation:
             return self._read_on(
                 StreamFailover(self._client._replicas, self._request, self._timeout)
             )
-        return self._events(Tries(self._client.retry, self._timeout))
+        return self._events(RetryState(self._client.retry, self._timeout))
 
     @property
     def closed(self) -> bool:
@@ -102,7 +102,7 @@ class Generation:
         finally:
             self.close()
 
-    def _events(self, tries: Tries) -> Iterator[Event]:
+    def _events(self, tries: RetryState) -> Iterator[Event]:
         received = False
         try:
             while True:
@@ -203,7 +203,7 @@ class Client:
         return Generation(self, build_request(prompt, options), self._seconds(timeout))
 
     def send(self, request: pb.GenerateRequest, *, timeout: float | None = None) -> Generation:
-        """The same for a message of the contract, used as it is."""
+        """Like `generate`, for a message of the contract, used as it is."""
         instance("request", request, pb.GenerateRequest, "a GenerateRequest")
         return Generation(self, request, self._seconds(timeout))
 
@@ -223,7 +223,7 @@ class Client:
         return cast(pb.StatsResponse, self._unary(lambda to: to.stub.Stats, request, timeout))
 
     def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
-        """What is served, as the contract's message."""
+        """The served model, as the contract's message."""
         request = pb.GetModelInfoRequest()
         answer = self._unary(lambda to: to.stub.GetModelInfo, request, timeout)
         return cast(pb.GetModelInfoResponse, answer)
@@ -268,8 +268,9 @@ class Client:
         return list(self._unary(lambda to: to.stub.Score, request, timeout).scores)
 
     def flush_cache(self, *, timeout: float | None = None) -> int:
-        """Forget the cached prefixes that no request holds; how many blocks they were. Of the one
-        server whose turn it is, and for an operator's key, where there are keys."""
+        """Forget the cached prefixes that no request holds; returns how many blocks that were. With
+        several servers, flushes the one whose turn it is. Needs an operator's key if the server has
+        keys."""
         request = pb.FlushCacheRequest()
         return int(self._unary(lambda to: to.stub.FlushCache, request, timeout).blocks)
 
@@ -282,7 +283,7 @@ class Client:
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
 
     def _unary(self, method: unary_loop.Method, request: Any, timeout: float | None) -> Any:
-        """Of several servers, the one whose turn it is answers."""
+        """A unary call; with several servers, to the one whose turn it is."""
         metadata = self.connection.metadata
         if self._replicas is not None:
 
@@ -290,7 +291,7 @@ class Client:
                 return method(replica)(request, timeout=attempt.seconds, metadata=metadata)
 
             return unary_loop.ask(self._replicas, self._channels, self._seconds(timeout), send)
-        tries = Tries(self.retry, self._seconds(timeout))
+        tries = RetryState(self.retry, self._seconds(timeout))
         while True:
             try:
                 return method(self._channels.only)(

@@ -1,7 +1,7 @@
-"""Where the servers are, and how to speak to them: addresses, TLS, API key, channel options.
+"""The servers and how to connect to them: addresses, TLS, API key, channel options.
 
 Invariant: an API key leaves this process over TLS or to a loopback address, never otherwise; a
-Connection that would break this cannot be made.
+Connection that would break this cannot be created.
 """
 
 import ipaddress
@@ -91,7 +91,7 @@ _IN_HOSTS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234
 
 
 def check_host(where: str, host: str) -> None:
-    """Raises OptionError for what is neither a host's name nor an IP address."""
+    """Raises OptionError if it is neither a host name nor an IP address."""
     address, _, zone = host.partition("%")  # fe80::1%eth0
     with suppress(ValueError):
         ipaddress.ip_address(address)
@@ -105,7 +105,7 @@ def check_host(where: str, host: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its very name."""
+    """Whether a host's name itself says that it is this machine."""
     if host == "localhost":
         return True
     try:
@@ -190,7 +190,7 @@ class Connection:
 
     @property
     def options(self) -> ChannelOptions:
-        """Channel options: round_robin, keepalive, message size, no retries behind our back."""
+        """Channel options: round_robin, keepalive, message size, and no retries by gRPC itself."""
         service_config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
         options: ChannelOptions = [
             ("grpc.service_config", json.dumps(service_config)),
@@ -233,10 +233,8 @@ class Connection:
         return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
 
     def channels(self) -> list[grpc.Channel]:
-        """Synchronous channels, whose servers take turns; nothing is connected yet.
-
-        One, unless TLS has to check different names: then one a server.
-        """
+        """Synchronous channels to the servers, which take turns; nothing is connected yet. One
+        channel, unless TLS must check different names: then one per server."""
         return [connection._channel() for connection in self._apart()]
 
     def _channel(self) -> grpc.Channel:

@@ -1,7 +1,8 @@
-"""Numbers that somebody has typed: on the command line, in the environment, within an option.
+"""Numbers that a user has typed: on the command line, in the environment, within an option.
 
-Invariant: they are read in one way, whoever asks: digits from 0 to 9, a point, an exponent, a minus
-sign. Python's own int() and float() take more: other scripts' digits, `1_000`, spaces, `nan`.
+Invariant: they are read in the same way everywhere: digits from 0 to 9, a point, an exponent, a
+minus sign. Python's own int() and float() accept more: other scripts' digits, `1_000`, spaces,
+`nan`.
 """
 
 import math

@@ -134,7 +134,7 @@ def call_error(code: grpc.StatusCode, message: str | None, trailers: Metadata | 
 
 
 def from_rpc_error(error: grpc.RpcError) -> CallError:
-    """The exception for what grpc (synchronous or aio) has raised."""
+    """The exception for an error raised by grpc (synchronous or aio)."""
     trailers = cast(Metadata | None, error.trailing_metadata())
     return call_error(error.code(), error.details(), trailers)
 

@@ -1,4 +1,4 @@
-"""What a stream brings, as plain values: Started, then Deltas, then one Finished for each index.
+"""The events of a stream as plain values: Started, then Deltas, then one Finished per index.
 
 Invariant: an event is frozen and holds no protobuf object; what the server left unset is None.
 """
@@ -36,7 +36,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request was scheduled, and this is what it runs with."""
+    """The request was scheduled; these are the values that it runs with."""
 
     request_id: str
     seed: int
@@ -84,8 +84,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """Of the prompt's next tokens, from its second on; all of them come before any delta of
-    index 0. first_token_id: the prompt's first, in the first of these events."""
+    """Log-probabilities of the prompt's next tokens, from its second on; all of them come before
+    any delta of index 0. first_token_id: the prompt's first token, in the first of these events."""
 
     logprobs: tuple[TokenLogprob, ...]
     first_token_id: int | None = None
@@ -106,10 +106,8 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What has come since the last delta of the same index: never cumulative.
-
-    reasoning, tool_calls: where the output is parsed; they are not part of text.
-    """
+    """What has come since the last delta of the same index: never cumulative. reasoning,
+    tool_calls: if the output is parsed; they are not part of text."""
 
     index: int
     text: str
@@ -215,7 +213,7 @@ def _finished(m: pb.Finished) -> Finished:
 
 
 def joined_calls(pieces: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
-    """The calls that pieces of one index make."""
+    """The tool calls of one index, joined from their pieces."""
     calls: dict[int, list[ToolCallDelta]] = {}
     for piece in pieces:
         calls.setdefault(piece.index, []).append(piece)

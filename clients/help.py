@@ -17,7 +17,7 @@ WIDEST = 100  # columns; longer lines are hard to read
 
 
 class NoNumber(typer.BadParameter):
-    """What was given for a number is none. wanted: what it must be."""
+    """A value that is not a number. wanted: what it must be."""
 
     def __init__(self, value: str, wanted: str, ctx: Any, param: Any) -> None:
         super().__init__(f"{value!r} is not {wanted}", ctx, param)
@@ -26,7 +26,7 @@ class NoNumber(typer.BadParameter):
 
 
 class Command(TyperCommand):
-    """A command whose help is such."""
+    """A command with help in this form."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -78,8 +78,8 @@ def _bounds(hint: Any) -> tuple[float | None, float | None]:
 
 
 def _judge(param: Any, kind: type, least: float | None, most: float | None) -> None:
-    """What is no number does not come to the library that would read it otherwise, nor what is out
-    of bounds, of which typer's versions tell in words of their own."""
+    """Check numbers before they reach the library: it would read other forms of them, and its
+    versions report values out of bounds in different words."""
     process = param.process_value
 
     def judged(ctx: Any, value: Any) -> Any:

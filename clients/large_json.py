@@ -1,11 +1,11 @@
-"""JSON read and written value by value where there is much of it.
+"""Reads and writes large JSON value by value.
 
-Invariant: what comes of a text or a value is what `json` makes of it. Its reader and writer in C
-keep the interpreter from every other thread as long as they work, 40 ms for a megabyte of small
-values; those in Python let others in between any two. C reads the strings in both, each at once.
-A key that stands twice in one object is refused where it comes again; and a large text whose
-objects, lists and keys are more than MAX_PARTS, or deeper than MAX_DEPTH, where that shows: to free
-them, and to look for garbage among them, keeps the interpreter too.
+Invariant: results are the same as those of `json`. Its C reader and writer block all other threads
+while they work, 40 ms for a megabyte of small values; those in Python let others run between any
+two values. Strings are read by C in both cases, each at once. A repeated key in one object is
+refused as soon as it is read. So is a large text with more than MAX_PARTS objects, lists and keys,
+or deeper than MAX_DEPTH: freeing them, and looking for garbage among them, blocks other threads
+too.
 """
 
 import json
@@ -30,8 +30,8 @@ _NEXT = re.compile(r'[ \t\n\r]*(?:,[ \t\n\r]*(?=")|(}))')
 
 
 def loads(text: str, **hooks: Any) -> Any:
-    """As json.loads, whose hooks for numbers and constants it takes. Raises RepeatedKey; of a large
-    text also TooManyParts, and RecursionError sooner."""
+    """Like json.loads, with its hooks for numbers and constants. Raises RepeatedKey; for a large
+    text also TooManyParts, and RecursionError at a smaller depth."""
     if len(text) <= LARGE:
         return json.loads(text, object_pairs_hook=without_repeats, **hooks)
     try:
@@ -42,7 +42,7 @@ def loads(text: str, **hooks: Any) -> Any:
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """As json.dumps, whose options it takes."""
+    """Like json.dumps, with its options."""
     encoder = json.JSONEncoder(**options)
     if not _has_many(value):
         return encoder.encode(value)
@@ -90,7 +90,7 @@ def whole(digits: str) -> int:
 
 
 class _ByValue(json.JSONDecoder):
-    """Of one text."""
+    """The parser of one text."""
 
     def __init__(self, **hooks: Any) -> None:
         super().__init__(**hooks)

@@ -48,10 +48,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that the model may call. parameters: its JSON schema, a dict or JSON text.
-
-    What is None is not in the prompt. strict: calls of it are valid for the schema.
-    """
+    """A function that the model may call. parameters: its JSON schema, a dict or JSON text. Fields
+    that are None are not in the prompt. strict: its calls are guaranteed to be valid for the
+    schema."""
 
     name: str
     description: str | None = None

@@ -1,8 +1,7 @@
-"""From what a caller has at hand (text, ids, messages, keywords) to a GenerateRequest.
+"""Builds a GenerateRequest from a caller's arguments: text, ids, messages, keywords.
 
-Invariant: nothing is judged here but kinds. What a value may be is the server's affair, so that
-the limits stand in one place; what the contract's field cannot hold is refused, by the argument's
-name, before anything is sent.
+Invariant: only kinds are checked here. Limits are the server's, so that they are in one place; what
+the contract's field cannot hold is refused, by the argument's name, before anything is sent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +31,7 @@ Prompt: TypeAlias = str | Sequence[int] | Sequence[Turn]
 
 class Options(TypedDict, total=False):
     """The keywords of `generate`: SamplingParams' fields, then GenerateRequest's, then Chat's.
-
-    What is left out, or None, is left to the server. priority: the HIGHER runs first.
-    """
+    Those left out, or None, are left to the server. priority: the HIGHER runs first."""
 
     temperature: float | None
     top_p: float | None
@@ -143,14 +140,14 @@ def build_tokenize(prompt: str | Sequence[Turn], options: Mapping[str, Any]) -> 
 
 
 def build_detokenize(token_ids: Sequence[int]) -> pb.DetokenizeRequest:
-    """The message for ids; OptionError names what is none."""
+    """The message for ids; OptionError names an invalid one."""
     request = pb.DetokenizeRequest()
     _set(request, "token_ids", token_ids)
     return request
 
 
 def _set(message: Any, name: str, value: Any, where: str = "") -> None:
-    """Puts a value into a field, whose type says what it can hold. where: the argument's name."""
+    """Set a field, whose type says what it can hold. where: the argument's name."""
     where = where or name
     kind = message.DESCRIPTOR.fields_by_name[name].type
     check = _BY_TYPE[kind]

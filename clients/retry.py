@@ -47,8 +47,8 @@ def as_policy(value: RetryPolicy | None) -> RetryPolicy:
     return value or RetryPolicy()
 
 
-class Tries:
-    """The tries of one call: counts them, and keeps its deadline (timeout: seconds or None)."""
+class RetryState:
+    """The attempts of one call: counts them, and keeps its deadline (timeout: seconds or None)."""
 
     def __init__(
         self,
@@ -75,11 +75,11 @@ class Tries:
         return max(self._deadline - self._clock(), 0.001)
 
     def start_over(self) -> None:
-        """What was tried until now counts no more; the deadline stays."""
+        """Forget the attempts so far; the deadline stays."""
         self._made = 0
 
     def in_time(self, wait: float) -> bool:
-        """Whether the deadline leaves room for a wait of so many seconds."""
+        """Whether the deadline leaves room for a wait of this many seconds."""
         return self._deadline is None or self._clock() + wait < self._deadline
 
     def wait_after(self, error: CallError) -> float | None:

@@ -1,7 +1,7 @@
 """The standard streams of a command that was started without some of them.
 
-Invariant: descriptors 0 to 2 are open, so that no file and no socket ever takes one of their
-numbers, and what is printed to a stream that was closed comes out of no other one.
+Invariant: descriptors 0 to 2 are open, so that no file or socket gets one of their numbers, and
+what is printed to a closed stream does not appear on another one.
 """
 
 import os
@@ -11,7 +11,7 @@ INPUT, OUTPUT, ERROR = 0, 1, 2
 
 
 def fill() -> None:
-    """Open what is closed, as nothing."""
+    """Open the closed ones as the null device."""
     for descriptor in (INPUT, OUTPUT, ERROR):
         try:
             os.fstat(descriptor)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from quire.clients import large_json
 
 MAX_DEPTH = 64  # objects and lists inside one another
-BODY_DEPTH = 256  # of a body, or a line: what one of its fields may hold is told by its name
+BODY_DEPTH = 256  # of a body, or a line; a field beyond MAX_DEPTH is refused by its name
 
 
 class BadJson(ValueError):

@@ -12,7 +12,7 @@ _INT32, _UINT32 = (1 << 31) - 1, (1 << 32) - 1
 
 
 class CallOptions(TypedDict, total=False):
-    """What embed and score take alike; see EmbedRequest."""
+    """The keywords that embed and score share; see EmbedRequest."""
 
     instruction: str
     truncate: bool
@@ -24,13 +24,13 @@ class CallOptions(TypedDict, total=False):
 
 
 class EmbedOptions(CallOptions, total=False):
-    """Of embed."""
+    """The keywords of `embed`."""
 
     dimensions: int
 
 
 class ScoreOptions(CallOptions, total=False):
-    """Of score."""
+    """The keywords of `score`."""
 
     allow_special_tokens: bool
 

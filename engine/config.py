@@ -1,8 +1,8 @@
 """The engine's options: read once, validated once, frozen.
 
-Invariant: an EngineConfig that exists is valid as far as it can be told without the model and the
-device; what depends on those is checked where they are known, and raised as ConfigError too.
-Where values come from (flags, environment, TOML) is the service's affair.
+Invariant: an EngineConfig that exists is valid as far as that can be checked without the model and
+the device. The rest is checked where those are known, and raised as ConfigError too. Where values
+come from (flags, environment, TOML) is up to the service.
 """
 
 import contextlib
@@ -181,7 +181,7 @@ class EngineConfig:
 
 
 def _check_host(name: str, host: str) -> None:
-    """The address of one interface, or a name that can be asked for."""
+    """Must be the address of one interface, or a name that can be resolved."""
     try:
         host.encode("idna")
     except UnicodeError:

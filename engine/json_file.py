@@ -1,8 +1,7 @@
 """Typed reading of a JSON object from a file.
 
-Invariant: a value that is returned has the type that was asked for, and every complaint names the
-file, the path of the key and the value. A key that stands twice is refused: readers differ in which
-one they take.
+Invariant: a returned value has the requested type, and every error names the file, the path of the
+key and the value. A repeated key is refused: readers differ in which value they take.
 """
 
 import json
@@ -20,9 +19,9 @@ _SHOWN = 200  # characters of a value in a complaint
 
 
 class JsonFile:
-    """One JSON object, the file's name and the path within it to complain under.
+    """One JSON object, with the file's name and the path within it for error messages.
 
-    A `default` stands in where a key is missing or null; without one the key is required. Raises
+    A `default` is returned if a key is missing or null; without one the key is required. Raises
     ConfigError.
     """
 
@@ -52,7 +51,7 @@ class JsonFile:
         return cls(data, str(path))
 
     def has(self, key: str) -> bool:
-        """Whether a key is there and not null."""
+        """Whether a key exists and is not null."""
         return self.data.get(key) is not None
 
     def refuse(self, key: str, expected: str) -> NoReturn:
@@ -149,7 +148,7 @@ class JsonFile:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of these pairs, for json.loads. Raises ValueError for a key that stands twice."""
+    """An object of these pairs, for json.loads. Raises ValueError for a repeated key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -167,7 +166,7 @@ def _as_float(value: float) -> float:
 
 
 def _same(value: object, other: object) -> bool:
-    """Equal, and not a truth value beside a number (which Python holds for equal)."""
+    """Equal, and not a bool compared with a number, which Python considers equal."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 

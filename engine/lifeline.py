@@ -1,4 +1,4 @@
-"""What a process of ours needs so that it ends with the one that has started it.
+"""Child processes that end with the process that started them.
 
 Invariant: a child leaves at once when the other end of its socket or pipe is closed, which the
 kernel does however its parent ended, even in the middle of a step. SIGINT and SIGTERM, which a
@@ -23,21 +23,22 @@ _PR_SET_PDEATHSIG = 1
 _PARENTS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
-class Held(Protocol):
-    """A socket, or the end of a pipe that is read, whose other end the parent alone holds."""
+class Readable(Protocol):
+    """A socket or the read end of a pipe; only the parent holds the other end."""
 
     def fileno(self) -> int:
-        """Its descriptor."""
+        """Its file descriptor."""
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What a child inherits that comes to no other node: all but the secret; and what is added."""
+    """A child's environment: this process's without the secret, and `more`."""
     return {name: value for name, value in os.environ.items() if name != SECRET_VARIABLE} | more
 
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """What is started within inherits it: a signal to both does not find the child unprepared."""
+    """Block the parent's signals; children started meanwhile inherit the mask and unblock them
+    when they are ready."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
     try:
         yield
@@ -45,11 +46,11 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_telling(
+def start_captured(
     program: Sequence[str], *, stdin: int, stderr: int = subprocess.DEVNULL, **variables: str
 ) -> "subprocess.Popen[str]":
-    """A process whose standard output is text for us alone. stdin: of subprocess; variables: of its
-    environment. Call it in a thread that lives as long. Raises OSError."""
+    """Start a program and capture its standard output as text. stdin: as in subprocess; variables:
+    added to its environment. Call it in a thread that outlives it. Raises OSError."""
     with signals_blocked():
         return subprocess.Popen(
             program,
@@ -62,8 +63,8 @@ def start_telling(
         )
 
 
-def hold_to(parent: Held) -> None:
-    """In the child's main thread, first of all: signals, and the watch over the parent's life."""
+def end_with_parent(parent: Readable) -> None:
+    """End this process when its parent does. Call it first of all, in the child's main thread."""
     for number in _PARENTS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS)
@@ -72,15 +73,15 @@ def hold_to(parent: Held) -> None:
     threading.Thread(target=_watch, args=(parent,), name="quire-parent", daemon=True).start()
 
 
-def leave_orphaned() -> NoReturn:
-    """The parent is gone."""
+def exit_orphaned() -> NoReturn:
+    """End this process because its parent is gone."""
     os._exit(EXIT_ORPHANED)
 
 
-def _watch(parent: Held) -> NoReturn:
-    """Sleeps until the other end is closed, which the kernel does however the parent ended."""
+def _watch(parent: Readable) -> NoReturn:
+    """Sleep until the other end is closed, which the kernel does however the parent ended."""
     poll = select.poll()
     # Hang-ups are always told; of TCP, whose other end may be another machine's, by this alone.
     poll.register(parent, getattr(select, "POLLRDHUP", 0))
     poll.poll()
-    leave_orphaned()
+    exit_orphaned()

@@ -1,7 +1,7 @@
-"""Recognises what is sometimes left where a model's file should be, and says how to get the file.
+"""Recognises what is sometimes left in place of a model's file, and says how to get the file.
 
-Invariant: only the first bytes of a file are read, and what is named is never a sound JSON object,
-template, or safetensors file.
+Invariant: only the first bytes of a file are read, and a valid JSON object, template or safetensors
+file is never taken for a placeholder.
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ def missing(path: Path) -> str:
 
 
 def fault_of(path: Path) -> str | None:
-    """What stands at `path` instead of a model's file; None for what may be one. Raises OSError."""
+    """What is at `path` instead of a model's file; None if it may be one. Raises OSError."""
     if not path.exists():
         return missing(path)
     with open_plain(path) as file:

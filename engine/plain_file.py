@@ -1,7 +1,7 @@
 """Opening files that a user names.
 
-Invariant: nobody waits. Opening a pipe waits for whoever writes to it, a device may have no end,
-and a file may be larger than the memory: each is refused by an OSError, as what is not there.
+Invariant: this never blocks. Opening a pipe waits for a writer, a device may be endless, and a file
+may be larger than memory: each is refused with an OSError, as a missing file is.
 """
 
 import os
@@ -13,7 +13,7 @@ MAX_BYTES = 32 << 20  # of a file that is read whole
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """To read. Raises OSError."""
+    """Open for reading. Raises OSError."""
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -22,7 +22,7 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def read_whole(path: Path, most: int = MAX_BYTES) -> bytes:
-    """What a file holds. Raises OSError."""
+    """The file's content. Raises OSError."""
     with open_plain(path) as file:
         raw = file.read(most + 1)
     if len(raw) > most:

@@ -1,7 +1,7 @@
 """Log-probabilities of a prompt's own tokens, on their way from the runner to the service.
 
-Records of fixed size, one a token, as bytes: they cross processes as they are, and many thousands
-of them are no objects of Python before they are told. Numbers are little-endian.
+They are records of fixed size, one per token, as bytes: they cross processes unchanged, and
+thousands of them need not become Python objects before they are sent. Numbers are little-endian.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,8 @@ from quire.engine.request import TokenLogprob
 
 @cache
 def record(top: int) -> np.dtype[np.void]:
-    """Of one token: log-probability, rank, and the ids and values of the best `top`, best first."""
+    """The record's dtype: a token's log-probability, its rank, and the ids and values of the best
+    `top`, best first."""
     pairs = [("ids", "<i4", (top,)), ("values", "<f4", (top,))] if top else []
     return np.dtype([("logprob", "<f4"), ("rank", "<i4"), *pairs])
 
@@ -39,7 +40,7 @@ def packed(
 
 
 def unpacked(data: bytes, top: int, token_ids: Sequence[int]) -> Iterator[TokenLogprob]:
-    """Of these tokens in turn, which the records are about. Made as they are asked for."""
+    """The records of these tokens in turn, converted lazily."""
     for token_id, one in zip(token_ids, np.frombuffer(data, record(top)), strict=True):
         best = zip(one["ids"].tolist(), one["values"].tolist(), strict=True) if top else ()
         yield TokenLogprob(token_id, float(one["logprob"]), int(one["rank"]), tuple(best))

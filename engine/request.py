@@ -115,7 +115,8 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Of one sampled token, from the raw logits. `top`: (id, logprob), best first."""
+    """The log-probability of one sampled token, from the raw logits. `top`: (id, logprob), best
+    first."""
 
     token_id: int
     logprob: float

@@ -1,7 +1,8 @@
-"""Groups of 128 columns of activations in FP8, which share a scale: how each is found, and where a
-row's numbers and scales lie.
+"""Groups of 128 columns of FP8 activations that share a scale: how a scale is computed, and where a
+row's numbers and scales are.
 
-Invariant: a scale and a quotient are those of `reference.fp8.quantize_rows`, whoever asks.
+Invariant: scales and quotients equal those of `reference.fp8.quantize_rows` wherever they are
+computed.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"

@@ -82,14 +82,19 @@ def of_model(
     if ranks > 1:
         names.add(("exchange", all_reduce_norm.kind(step.tokens, ranks)))
     if step.decode_rows:
-        kind = "rope-decode" if qk_norm and not step.longer else "decode"
-        size = (step.decode_rows, heads, step.max_context_len)
-        decode = decode_launch.kernels(*size, hopper=card.hopper, shared=card.shared, exact=exact)
-        names |= {(kind, *name) for name in decode}
+        decode = decode_launch.kernels(
+            *(step.decode_rows, heads, step.max_context_len),
+            alone=not step.longer,
+            hopper=card.hopper,
+            shared=card.shared,
+            exact=exact,
+        )
+        names |= {("decode", *name) for name in decode}
     if not step.longer:
         return names
     if qk_norm:
-        names.add(("rope", *qk_norm_rope.launch_shape(step.tokens, heads.q_heads, heads.kv_heads)))
+        shape = qk_norm_rope.launch_shape(sum(step.longer), heads.q_heads, heads.kv_heads)
+        names.add(("rope", *shape))
     longer = (exact_prefill if exact else prefill_launch).kernels(
         sum(step.longer),
         len(step.longer),

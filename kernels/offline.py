@@ -1,8 +1,8 @@
-"""Kernels compiled without being launched, for a GPU that need not be there.
+"""Compiles kernels without launching them, for a GPU that need not be present.
 
 Invariant: what is compiled here has the key in Triton's cache that the launch itself would ask for:
-the launchers are called as they are, on meta tensors, whose addresses begin at zero and so are
-aligned as a device's are. A process that has come in here launches nothing any more.
+the launchers are called unchanged, on meta tensors, whose addresses begin at zero and so are
+aligned as a device's are. A process that has started this never launches anything again.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ def not_launched(on_compiled: Callable[[Any, float], None]) -> Iterator[None]:
 
 @contextmanager
 def nothing_launched() -> Iterator[None]:
-    """For a while launches do and compile nothing: what they would write stays as it was."""
+    """Within it launches do nothing and compile nothing: what they would write stays unchanged."""
     with _launched_by(lambda _compiling: None):
         yield
 

@@ -109,6 +109,7 @@ class Ops(Protocol):
         scale: float,
         max_context_len: int,
         *,
+        out: Tensor | None = None,
         narrow: bool = False,
     ) -> Tensor | Quantized: ...
 

@@ -1,8 +1,8 @@
-"""The numbers of rows that the library is asked for in exact mode, and results with room for them.
+"""The numbers of rows with which exact mode calls the library, and results with room for them.
 
-Invariant: whatever rows a product has, the library is asked for one of the few numbers that
-`library_rows` knows. What lies in the rows behind is not looked at: a result whose storage goes on
-so far (`new_rows`) is multiplied as it lies, another is copied.
+Invariant: however many rows a product has, the library is called with one of the few numbers in
+`library_rows`. The content of the padding rows does not matter: a tensor whose storage is long
+enough (`new_rows`) is multiplied in place, any other is copied.
 """
 
 from torch import Tensor

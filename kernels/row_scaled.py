@@ -1,7 +1,7 @@
-"""Matrices as int8, each row with a scale of its own: half the bytes of bf16 to read.
+"""Matrices as int8 with a scale per row: half the bytes of bf16 to read.
 
-Invariant: row n stands for scale[n] * data[n], the nearest such to what was put in: scale[n] is its
-largest magnitude over 127 (symmetric, no zero point), so that no number is clipped. A row that is
+Invariant: row n stands for scale[n] * data[n], the nearest such values to the original: scale[n] is
+its largest magnitude over 127 (symmetric, no zero point), so no number is clipped. A row that is
 not finite has a scale that is not finite.
 """
 

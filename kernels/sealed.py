@@ -1,9 +1,9 @@
-"""Folders of compiled code that is taken again only as it was sealed.
+"""Folders of compiled code that are reused only if they are unchanged.
 
-Invariant: an entry (a folder of files) is whole only while every byte is as it was when it was
-sealed: its seal holds the digest of each file. An entry that `making` makes comes under its name in
-one step. Any number of processes may read, make and discard entries at once. A folder that cannot
-be written is replaced by a temporary one, and said.
+Invariant: an entry (a folder of files) is whole only if every byte is as it was when it was sealed:
+its seal holds the digest of each file. An entry that `making` makes appears under its name in one
+step. Any number of processes may read, make and discard entries at once. If the folder cannot be
+written, a temporary one is used, with a line in the log.
 """
 
 import atexit

@@ -1,11 +1,10 @@
-"""Triton's names of kernels, made to depend on the kernels alone.
+"""Makes Triton's cache keys depend on the kernel alone.
 
-A kernel's name in the cache has the global constants of the functions that it calls, as Triton is
-written only of those whose own key was asked for before: so it depends on which of the kernels that
-share a function came first, and a process that compiles would not find the names that an engine
-asks for.
+In Triton, a kernel's key includes the global constants of the functions it calls only if their own
+keys were computed before. So it depends on which of the kernels that share a function came first,
+and the process that compiles would use other keys than the engine.
 
-Invariant: once this is imported, a function's key is known before its caller's is made.
+Invariant: once this is imported, a function's key is computed before its caller's.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""What the kernels can do, said before a model is loaded, and what a GPU gives them.
+"""What the kernels support, checked before a model is loaded, and the properties of a GPU.
 
-Invariant: a configuration that `check_supported` lets through runs on a GPU that `check_device`
-lets through; any other is refused by name.
+Invariant: a configuration that passes `check_supported` runs on a GPU that passes `check_device`;
+any other is refused by name.
 """
 
 import importlib.metadata

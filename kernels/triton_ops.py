@@ -216,11 +216,13 @@ class TritonOps(ExpertTritonOps):
         scale: float,
         max_context_len: int,
         *,
+        out: Tensor | None = None,
         narrow: bool = False,
     ) -> Tensor | Quantized:
         return decode.rope_decode_attention(
             *(qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache),
             *(block_tables, context_lens, scale, max_context_len),
+            out=out,
             narrow=narrow,
             counters=self.counters,
             exact=self.exact,

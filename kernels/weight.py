@@ -1,4 +1,4 @@
-"""What a matrix of a model is held as, and what one of FP8 is multiplied by."""
+"""A model's matrix in the form that the operations take, and quantized activations for FP8."""
 
 from typing import NamedTuple
 

@@ -16,7 +16,7 @@ from quire.engine.lifeline import SECRET_VARIABLE  # no option: it is shown nowh
 ENV_PREFIX = "QUIRE_"
 CLIENT_PREFIX = "QUIRE_CLIENT_"
 CONFIG_VARIABLE = "QUIRE_CONFIG"
-# Of a Service named quire, or quire-…; names of its ports stand behind SERVICE_PORT.
+# Of a Service named quire, or quire-…; names of its ports follow SERVICE_PORT.
 _LINK_NAME = re.compile(
     r"QUIRE_(.+_)?(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
@@ -46,7 +46,7 @@ def read_environment(environment: Mapping[str, str], known: Mapping[str, type]) 
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What a name that is not known may be meant for, if anything is like it."""
+    """The known name that an unknown one is probably meant to be, if any is similar."""
     found = difflib.get_close_matches(name, known, 1, 0.75)
     return f" (is {found[0]} meant?)" if found else ""
 
@@ -74,6 +74,6 @@ def _parsed(where: str, text: str, wanted: type) -> Any:
 
 
 def article(wanted: type) -> str:
-    """What a value of a type is called."""
+    """The name of a type's values."""
     names = {bool: "true or false", str: "a text", **digits.NAMES}
     return names[wanted]

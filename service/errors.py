@@ -1,8 +1,8 @@
-"""What a call is refused or ended with: a gRPC status with rich details.
+"""The statuses with which calls are refused or ended: gRPC statuses with rich details.
 
 Invariant: every status other than OK that this server sends on purpose is a `Refusal`, with a
-google.rpc.ErrorInfo (reason, domain `quire`), a BadRequest where fields are at fault, and a
-RetryInfo beside the trailer `grpc-retry-pushback-ms` where asking again later makes sense.
+google.rpc.ErrorInfo (reason, domain `quire`), a BadRequest if fields are at fault, and a RetryInfo
+beside the trailer `grpc-retry-pushback-ms` if retrying later makes sense.
 """
 
 import bisect
@@ -60,7 +60,7 @@ class Refusal(Exception):
         self.retry_after = retry_after
 
     def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
-        """The trailing metadata: rich details where the library is there, and the pushback."""
+        """The trailing metadata: rich details if the library is installed, and the pushback."""
         trailers: list[tuple[str, str | bytes]] = []
         packed = self._details()
         if packed is not None:
@@ -105,8 +105,8 @@ def _bad_request(violations: Sequence[Violation]) -> Any:
 
 
 class OtherContext:
-    """In place of a gRPC context, of a call that came over another protocol: a refusal reaches
-    that protocol's side as it is."""
+    """Takes the place of a gRPC context for a call over another protocol, which gets refusals as
+    they are."""
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
         """The name of the call's trace, and what the protocol tells in it. code: its end."""
@@ -125,9 +125,9 @@ async def abort(
 
 
 def forget_frames(refusal: BaseException) -> None:
-    """Drop the tracebacks of a refusal that is told, and of its causes.
+    """Drop the tracebacks of a refusal that was sent, and of its causes.
 
-    Their frames hold the request and all that was read of it, and one of them holds the refusal
+    Their frames hold the request and everything read from it, and one of them holds the refusal
     itself. So they would stay until garbage is collected, which takes long when there is much of
     it.
     """
@@ -138,7 +138,7 @@ def forget_frames(refusal: BaseException) -> None:
 
 
 def clip(text: str, most: int = _MAX_MESSAGE) -> str:
-    """As much as is sent in so many bytes, without half a character, on one line."""
+    """As much of a text as fits into this many bytes, without half a character, on one line."""
     if len(text) <= most and text.isascii() and text.isprintable() and "%" not in text:
         return text
     flat = " ".join(text[: 4 * most].split())
@@ -254,7 +254,7 @@ def not_read(why: str) -> Refusal:
 
 
 def deadline_passed() -> Refusal:
-    """Nobody waits for the answer any more."""
+    """The call's deadline has passed."""
     return Refusal(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         "the call's deadline passed before it could begin",
@@ -303,7 +303,7 @@ def slow_request(retry_after: float) -> Refusal:
 
 
 def too_many_calls(limit: int, retry_after: float) -> Refusal:
-    """More calls have come than the server can look at."""
+    """More calls have come than the server can handle."""
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         f"{limit} calls wait to be read",
@@ -328,7 +328,7 @@ def shutting_down() -> Refusal:
 
 
 def internal(error_id: str) -> Refusal:
-    """A fault of the server; its cause stands in the log, by the id."""
+    """A fault of the server; the log has its cause under this id."""
     return Refusal(
         grpc.StatusCode.INTERNAL,
         f"a fault of the server ended this call; its log knows it as {error_id}",

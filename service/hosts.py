@@ -1,4 +1,4 @@
-"""What hosts and ports mean: who can reach them, and which are the same place."""
+"""Hosts and ports: which of them others can reach, and which are the same place."""
 
 import ipaddress
 from collections.abc import Iterable

@@ -51,12 +51,12 @@ class Lifecycle:
             raise refusal
 
     def engine_gone(self, words: str) -> Refusal:
-        """What a call is told whose engine has ended under it: by us, in the drain's last stage, or
-        by a fault."""
+        """The refusal for a call whose engine has ended: stopped by us in the drain's last stage,
+        or by a fault."""
         if self.phase is Phase.DRAINING:
             return shutting_down()
         return unavailable(words, "ENGINE_DEAD")
 
     def dead(self) -> Refusal:
-        """What a call is told when the engine has gone."""
+        """The refusal for a call once the engine is dead."""
         return unavailable(f"the engine has stopped ({self.error_id})", "ENGINE_DEAD")

@@ -1,8 +1,8 @@
-"""Memory that was freed goes back to the system, instead of staying with malloc.
+"""Returns freed memory to the system, instead of leaving it with malloc.
 
 Large texts are read on several threads, and for each of them glibc keeps as much memory as its
 largest text took. A server that strangers send such texts would hold hundreds of megabytes unused.
-So all threads share two arenas: with more, what is in use would keep each from giving back the
+So all threads share two arenas: with more of them, memory in use would keep each from returning the
 rest.
 """
 
@@ -23,16 +23,16 @@ _waiting = False  # until then, for what was freed since
 
 
 def few_arenas() -> None:
-    """To be called before threads begin. Nothing where malloc is another one, or MALLOC_ARENA_MAX
-    says how many."""
+    """Call it before threads are started. No effect if malloc is another one, or MALLOC_ARENA_MAX
+    is set."""
     mallopt = _of_malloc("mallopt")
     if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(_ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:
-    """To be called behind large work, not on an event loop. What is freed in the pause goes back at
-    its end. Nothing where malloc is another one."""
+    """Call it after large work, not on an event loop. Memory freed during the pause is returned at
+    its end. No effect if malloc is another one."""
     global _next, _waiting
     with _lock:
         now = time.monotonic()

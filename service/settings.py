@@ -178,7 +178,7 @@ class ServiceConfig:
             self._refuse_strangers()
 
     def _check_name(self) -> None:
-        """It stands in lines of the log, labels of metrics and answers."""
+        """The name occurs in lines of the log, labels of metrics and answers."""
         name = self.served_model_name
         if name is not None and not (name.isprintable() and 0 < len(name) <= _MAX_NAME):
             raise ConfigError(
@@ -265,7 +265,7 @@ def listed(text: str | None) -> tuple[str, ...]:
 
 
 def option_types(config: type) -> dict[str, tuple[type, bool]]:
-    """Of each option its type, and whether it may be unset."""
+    """The type of each option, and whether it may be unset."""
     hints = typing.get_type_hints(config)
     return {f.name: _plain_type(hints[f.name]) for f in dataclasses.fields(config)}
 
@@ -321,7 +321,7 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _place_of(name: str) -> str:
-    """The section that an option of this name stands in, if there is one."""
+    """The section to which an option of this name belongs, if there is one."""
     homes = [one for one, config in SECTIONS.items() if name in option_types(config)]
     return f"; it stands in [{homes[0]}]" if homes else ""
 

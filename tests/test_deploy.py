@@ -348,8 +348,10 @@ def test_manifests_are_what_kubernetes_takes(name: str) -> None:
             validate(document, "1.29", strict=True)
 
 
-def test_the_page_for_operators_knows_every_alert_and_every_option() -> None:
-    page = (DEPLOY.parent / "docs" / "operations.md").read_text()
+def test_the_pages_for_operators_know_every_alert_and_reason_and_name_options_that_exist() -> None:
+    page, limits = (
+        (DEPLOY.parent / "docs" / name).read_text() for name in ("operations.md", "limits.md")
+    )
     rules = (DEPLOY / "alerts.yaml").read_text()
     for name in re.findall(r"alert: (\w+)", rules):
         assert name in page, name
@@ -359,5 +361,5 @@ def test_the_page_for_operators_knows_every_alert_and_every_option() -> None:
     for reason in reasons:
         assert reason in page, reason
     known = {f.name for section in (ServiceConfig, EngineConfig) for f in fields(section)}
-    for option in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page):
+    for option in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page + limits):
         assert option in known or option.startswith("quire_"), option

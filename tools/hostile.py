@@ -1,15 +1,15 @@
-"""Rounds of everything that means no good, against a server with both faces.
+"""Rounds of everything that means no good, against a server with both APIs.
 
 One stream runs through over gRPC. In each round every load is
 sent for some seconds by a process of its own: requests (tools/hostility/bodies.py) over HTTP and
 over gRPC in turn, and connections (tools/hostility/sockets.py). Told of each: how it was answered;
-whether both faces refused with the same words; the stream's longest gap beside it, over the longest
+whether both APIs refused with the same words; the stream's longest gap beside it, over the longest
 with nothing beside it in the same run; and of each round the server's memory, threads and files.
 
     python tools/hostile.py [--minutes 10]          # over a fake device of 10 ms
     python tools/hostile.py --step-ms 0             # `quire serve pocket`
 
-Exits non-zero if a refusal is no 4xx or differs between the faces, if the server ends, if memory,
+Exits non-zero if a refusal is no 4xx or differs between the APIs, if the server ends, if memory,
 threads or files grow over the last half or, over a fake device, if a gap is more than twice the
 usual.
 """
@@ -88,7 +88,7 @@ def violations(error: Any) -> Iterator[str]:
 
 
 def requests(ports: Ports, load: Load, seconds: float) -> dict[str, Any]:
-    """Send a load over both faces in turn."""
+    """Send a load over both APIs in turn."""
     ends: Ends = Counter()
     words: dict[str, str] = {}
     until, turn = time.monotonic() + seconds, int(time.time() * 1000) % 1_000_000
@@ -204,7 +204,7 @@ async def rounds(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict
 
 
 def same_words(words: dict[str, str]) -> bool:
-    """Whether both faces say the same, each by its own names of the fields."""
+    """Whether both APIs say the same, each by its own names of the fields."""
     told = {without_fields(text) for text in words.values()}
     return len(told) <= 1
 

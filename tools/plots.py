@@ -101,7 +101,7 @@ def prefill(rows: Sequence[Row]) -> Any:
             series[row["engine"]].append((int(found[1]), row["value"]))
             floors[int(found[1])] = row["floor"]
     lines(axes, series, floors)
-    axes.set(title="Causal prefill attention", xlabel="tokens a sequence", ylabel="TFLOP/s")
+    axes.set(title="Causal prefill attention", xlabel="tokens per sequence", ylabel="TFLOP/s")
     return figure
 
 
@@ -129,7 +129,7 @@ def decode(rows: Sequence[Row]) -> Any:
         axes.set(title=f"context {context}", xlabel="batch", ylabel="TB/s")
     for axes in list(grid.flat)[len(contexts) :]:
         axes.set_visible(False)
-    figure.suptitle("Paged decode attention: bytes of keys and values a second")
+    figure.suptitle("Paged decode attention: bandwidth of reading keys and values")
     return figure
 
 
@@ -202,7 +202,7 @@ def kernels(rows: Sequence[Row]) -> Any:
     axes.set_yticks(places, names, fontsize=6)
     axes.invert_yaxis()
     axes.margins(x=0.25, y=0.01)
-    axes.set(title="Kernels against what they replace", xlabel="times faster (dashed: equal)")
+    axes.set(title="Kernels: speed-up over PyTorch", xlabel="times as fast (dashed: equally fast)")
     return figure
 
 
@@ -245,7 +245,7 @@ def fleet(rows: Sequence[Row]) -> Any:
     for index, routing in enumerate(sorted({row["routing"] for row in rows})):
         mine = [row for row in rows if row["routing"] == routing]
         places = [counts.index(row["replicas"]) + 0.4 * index - 0.2 for row in mine]
-        look = {"width": 0.36, "color": COLOURS[index], "label": routing}
+        look = {"width": 0.36, "color": COLOURS[index], "label": routing.replace("_", " ")}
         left.bar(places, [row["hit_rate"] for row in mine], **look)
         right.bar(places, [row["wait_p99_ms"] for row in mine], **look)
     for row in rows:
@@ -255,9 +255,11 @@ def fleet(rows: Sequence[Row]) -> Any:
         axes.set_xticks(range(len(counts)), [f"{count:,} replicas" for count in counts])
         axes.margins(y=0.2)
         axes.legend(fontsize=8, loc="upper right")
-    left.set(title="Prompt tokens found cached (dashed: one cache of whole blocks)", ylabel="share")
+    left.set(
+        title="Prefix cache hit rate (dashed: one unlimited cache, whole blocks)", ylabel="hit rate"
+    )
     left.title.set_fontsize(9)
-    right.set(title="Wait to be scheduled, p99", ylabel="ms of virtual time")
+    right.set(title="Queue time, p99", ylabel="ms, simulated")
     right.title.set_fontsize(9)
     return figure
 

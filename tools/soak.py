@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if p and Path(p).resolve() not in (ROOT, ROOT / "tools")]
 sys.path.insert(0, str(ROOT / "tests" / "shared"))
 
-from support.simulator import Tally  # noqa: E402
+from support.simulation import Tally  # noqa: E402
 from support.traffic import run_steps  # noqa: E402
 
 PORTION = 20_000
-WANTED = ("preemptions", "hits", "heads", "evictions", "aborts_in_flight", "duplicates")
+WANTED = ("preemptions", "hits", "partial_copies", "evictions", "aborts_in_flight", "duplicates")
 
 
 def main() -> int:

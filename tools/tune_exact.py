@@ -31,7 +31,7 @@ from tune_linear import COLD_BYTES, SHAPES, tensors_of
 
 from quire.kernels import support
 from quire.kernels.linear import exact, linear, tuning
-from quire.kernels.linear.check import Around, Bits
+from quire.kernels.linear.check import Bits, Fusion
 from quire.kernels.linear.check import tried as tried_at
 from quire.kernels.linear.tuning import Gemv, Library, Side, Stacked, Variant, Whole
 from quire.kernels.support import HOPPER_SHARED
@@ -171,7 +171,7 @@ class Tuning:
         product, rows_of = self.product, buckets(self.product)
         weight = torch.empty(product.n, product.k, dtype=torch.bfloat16, device="cuda")
         around = (product.norm, product.residual, product.silu, product.out_dtype)
-        bits = Bits(weight, Around(rows_of[-1], *around), split)
+        bits = Bits(weight, Fusion(rows_of[-1], *around), split)
         kept: Kept = {}
         for least, rows in zip((0, *rows_of), rows_of, strict=False):
             timed = [

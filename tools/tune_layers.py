@@ -32,7 +32,7 @@ from quire.engine.model.config import ModelConfig
 from quire.kernels import support
 from quire.kernels.attention.decode import rope_decode_attention
 from quire.kernels.linear import exact, tuning
-from quire.kernels.linear.check import Around, Bits
+from quire.kernels.linear.check import Bits, Fusion
 from quire.kernels.linear.tuning import Library, Variant
 
 CONTEXT, BLOCK, DISTINCT, LAYERS = 1152, 64, 8, 16
@@ -152,7 +152,7 @@ def search(layers: Layers, rounds: int) -> Chosen:
 def compare(product: Product, variant: Variant, rows: int) -> None:
     """Raises AssertionError where a launch has other bits than one tile."""
     weight = torch.empty(product.n, product.k, dtype=torch.bfloat16, device="cuda")
-    around = Around(rows, product.norm, product.residual, product.silu, product.out_dtype)
+    around = Fusion(rows, product.norm, product.residual, product.silu, product.out_dtype)
     bits = Bits(weight, around, exact.order_of(product.n, product.k).split)
     assert bits.differ_at(variant, (rows,)) is None, (product.name, rows, variant)
 

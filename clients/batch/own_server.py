@@ -25,9 +25,9 @@ EXIT_USAGE = 2
 
 @contextlib.contextmanager
 def own_server(words: Sequence[str]) -> Iterator[str]:
-    """Its address, once it serves. words: of `quire serve`, the model's first. What it has to say
-    goes to standard error. Raises OptionError where it does not take the words (it has said why),
-    ClientError where it ends before it serves."""
+    """Starts `quire serve` and yields its address once it serves. words: its arguments, the model's
+    first. Its messages go to standard error. Raises OptionError if it refuses the arguments (it has
+    said why), ClientError if it ends before it serves."""
     command = [
         *(sys.executable, "-P", "-m", "quire.clients.cli", "serve"),
         *("--log-level", "warning", *words, "--host", "127.0.0.1", "--port", "0"),
@@ -81,7 +81,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What the child does first of all. Nothing that takes a lock may stand in it."""
+    """Runs first of all in the child. It must not take a lock."""
     if sys.platform != "linux":
         return None
     control, parent = ctypes.CDLL(None).prctl, os.getpid()

@@ -1,8 +1,8 @@
-"""The file of requests: one JSON object a line, each with a custom_id of its own.
+"""The file of requests: one JSON object per line, each with a unique custom_id.
 
-Invariant: a file is read as a whole before anything is asked, and refused as a whole where a line
-could not be told apart from the others: no object, no custom_id, or one that was there before. Only
-ids and places are kept of it, so its size does not matter.
+Invariant: the whole file is read before any request is sent, and it is refused as a whole if a line
+cannot be identified: no object, no custom_id, or a repeated one. Only ids and offsets are kept in
+memory, so the file's size does not matter.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,8 +13,8 @@ from typing import Any
 from quire.clients.arguments import refuse_what_is_no_file, show, text
 from quire.clients.errors import OptionError
 from quire.clients.openai import chat, completions
-from quire.clients.openai.asked import Asked
 from quire.clients.openai.faults import Faults
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.clients.strict_json import BODY_DEPTH, read_object
 
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -31,11 +31,11 @@ class Line:
 
     @property
     def url(self) -> str:
-        """What it asks for; of a line that `asked` takes, CHATS or COMPLETIONS."""
+        """The line's endpoint; for a line that `parsed` accepts, CHATS or COMPLETIONS."""
         return str(self.fields.get("url"))
 
-    def asked(self) -> Asked:
-        """What its body asks for. Raises BadBody."""
+    def parsed(self) -> ParsedBody:
+        """The line's body, parsed. Raises BadBody."""
         faults = Faults()
         for name, value in self.fields.items():
             if name not in _FIELDS:
@@ -49,15 +49,15 @@ class Line:
             faults.add("body", body, "must be an object")
             body = {}
         faults.raise_if_any()
-        asked = _READ[self.url](body)
-        if asked.stream:
+        parsed = _READ[self.url](body)
+        if parsed.stream:
             faults.add("stream", True, "an answer to a file is whole")
         faults.raise_if_any()
-        return asked
+        return parsed
 
 
 class RequestFile:
-    """Which requests a file holds, and where each stands."""
+    """The requests of a file, and the offset of each."""
 
     def __init__(self, path: Path) -> None:
         """Reads it once. Raises OptionError, naming the line."""
@@ -106,7 +106,7 @@ class RequestFile:
 
 
 def _parsed(raw: bytes) -> Line:
-    """A line of the file. Raises ValueError, of which OptionError is one."""
+    """A line of the file. Raises ValueError, of which OptionError is a subclass."""
     try:
         fields = read_object(raw.decode(), BODY_DEPTH)
     except UnicodeDecodeError as error:

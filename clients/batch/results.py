@@ -17,7 +17,7 @@ from quire.clients.errors import OptionError
 
 try:
     import fcntl
-except ImportError:  # a system without such locks: there nobody keeps two runs apart
+except ImportError:  # a system without such locks: two runs are not kept apart there
     fcntl = None  # type: ignore[assignment]
 
 ID = "batch_req_"  # and more: of each result

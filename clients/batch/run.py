@@ -1,8 +1,8 @@
-"""Asks a server for every line that has no result yet, so many at a time.
+"""Sends every request that has no result yet, several at a time.
 
-Invariant: a line gets its result when it is certain: an answer, or an error that asking again would
-not mend. What may pass (no room, a server that is away, a stream that broke) is asked again; if it
-does not pass, the run ends and the line has no result, so that the next run asks for it.
+Invariant: a line gets its result when that is certain: an answer, or an error that retrying would
+not change. Temporary problems (no room, a server that is away, a stream that broke) are retried; if
+they last, the run ends and the line has no result, so that the next run sends it again.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from quire.clients.errors import (
     Unavailable,
 )
 from quire.clients.openai.answers import Answer
-from quire.clients.openai.asked import Asked
 from quire.clients.openai.errors import error_of, status_of
 from quire.clients.openai.faults import BadBody, joined
 from quire.clients.openai.field_names import Names
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.v1 import inference_pb2 as pb
 
 _PASSING = (Overloaded, Unavailable, Cancelled)
@@ -37,8 +37,8 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """concurrency: lines asked at a time. away_seconds: how long a server may be away.
-    again_seconds: after which one that was away, or full, is asked again."""
+    """concurrency: requests in flight. away_seconds: how long a server may be away. again_seconds:
+    the pause before a request is retried that met a server that was away or full."""
 
     concurrency: int = 64
     away_seconds: float = 60.0
@@ -46,7 +46,7 @@ class Plan:
 
 
 class Run:
-    """Of one file, against one server."""
+    """The run over one file, against one server."""
 
     def __init__(
         self,
@@ -96,25 +96,25 @@ class Run:
     async def _result(self, line: Line) -> Result:
         name = secrets.token_hex(12)
         try:
-            asked = line.asked()
+            parsed = line.parsed()
         except BadBody as bad:
             error = error_of(400, str(bad), "INVALID_FIELD", bad.faults[0].field)
             return _answered(name, line, 400, {"error": error})
-        asked.name(name)
+        parsed.name(name)
         try:
-            return _answered(name, line, 200, await self._answer(name, line, asked))
+            return _answered(name, line, 200, await self._answer(name, line, parsed))
         except DeadlineExceeded as error:
             return _failed(name, line, "deadline_exceeded", error.message)
         except _Refused as refused:
             return _answered(name, line, *refused_body(refused.error, refused.names))
 
-    async def _answer(self, name: str, line: Line, asked: Asked) -> dict[str, Any]:
-        """The answer's body; asks again for as long as what was in the way may pass. Of several
-        prompts one is asked for after the other: the file's other lines fill the server."""
-        answer = Answer(self._model, asked, chat=line.url == CHATS)
-        for place, request in enumerate(asked.requests):
-            for message in await self._messages(request, asked.names(place)):
-                asked.place(message, place, name)
+    async def _answer(self, name: str, line: Line, parsed: ParsedBody) -> dict[str, Any]:
+        """The answer's body; retries while the problem may be temporary. Several prompts are sent
+        one after another: the file's other lines fill the server."""
+        answer = Answer(self._model, parsed, chat=line.url == CHATS)
+        for place, request in enumerate(parsed.requests):
+            for message in await self._messages(request, parsed.names(place)):
+                parsed.place(message, place, name)
                 answer.take(message)
         return answer.whole()
 
@@ -156,7 +156,7 @@ class _Refused(Exception):
 
 
 def refused_body(error: CallError, names: Names) -> tuple[int, Result]:
-    """An HTTP status, and the body, for what the server has said of one request."""
+    """The HTTP status and body for a refusal of one request."""
     details = error.details
     reason = details.reason or error.code.name
     faults = names.faults((one.field, one.description) for one in details.violations)
@@ -168,7 +168,7 @@ def refused_body(error: CallError, names: Names) -> tuple[int, Result]:
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What ended a run: one of the errors that all workers may have met."""
+    """The error that ended a run: one of those that all workers may have met."""
     error = several.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
 

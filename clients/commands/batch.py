@@ -19,7 +19,7 @@ from quire.clients.batch.requests import RequestFile
 from quire.clients.batch.results import ResultFile
 from quire.clients.batch.run import Plan, Run
 from quire.clients.commands import common
-from quire.clients.commands.terminal import tell
+from quire.clients.commands.terminal import report
 from quire.clients.connection import TLS, Connection
 from quire.clients.errors import ClientError, OptionError
 
@@ -96,7 +96,8 @@ class _Job:
     plan: Plan
 
     def answer_rest(self, address: list[str] | None, serve: list[str]) -> None:
-        """What has no result yet. address: None: by a server of its own, `quire serve` so."""
+        """Send the requests that have no result yet. address: None: start a server with these
+        arguments."""
         if len(self.told.done) == len(self.asked):
             return
         server = contextlib.nullcontext(address) if address else own_server(serve)
@@ -104,7 +105,7 @@ class _Job:
             self.run(at)
 
     def run(self, address: str | list[str]) -> None:
-        """In an event loop of its own."""
+        """Run it in an event loop of its own."""
         with common.errors_at(Connection(address, api_key=self.api_key, tls=self.tls)):
             asyncio.run(self._run(address))
 
@@ -117,18 +118,18 @@ class _Job:
 
 @contextlib.contextmanager
 def _left(asked: RequestFile, told: ResultFile) -> Iterator[None]:
-    """Says how far a run has come that ends before its end."""
+    """Reports how far a run has come that ends early."""
     try:
         yield
     finally:
         left = len(asked) - len(told.done)
         if left:
-            tell(f"{left} of {len(asked)} requests are left: run the command again to go on")
+            report(f"{left} of {len(asked)} requests are left: run the command again to go on")
 
 
 @contextlib.contextmanager
 def _progress(done: int, total: int) -> Iterator[Callable[[], None]]:
-    """A bar where somebody watches. Gives what to call for each result."""
+    """A progress bar on a terminal. Yields a function to call for each result."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -155,12 +156,12 @@ def _advancing(bar: "Progress", done: int, total: int) -> Callable[[], None]:
 
 def _tell_beginning(asked: RequestFile, told: ResultFile) -> None:
     if told.cut:
-        tell(f"{told.path}: its last line was cut short, and is asked for again")
+        report(f"{told.path}: its last line was cut short, and is asked for again")
     if told.done:
-        tell(f"{len(told.done)} of {len(asked)} requests have their result already")
+        report(f"{len(told.done)} of {len(asked)} requests have their result already")
 
 
 def _tell_end(told: ResultFile) -> None:
     bad = f", {told.errors} of them errors" if told.errors else ""
     plural = "" if len(told.done) == 1 else "s"
-    tell(f"{told.path}: {len(told.done)} result{plural}{bad}")
+    report(f"{told.path}: {len(told.done)} result{plural}{bad}")

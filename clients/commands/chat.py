@@ -22,7 +22,7 @@ from quire.clients.commands import common, sampling
 from quire.clients.commands.generate import summary
 from quire.clients.commands.line_input import read_line
 from quire.clients.commands.option_names import named
-from quire.clients.commands.terminal import note, say, tell, think, warn
+from quire.clients.commands.terminal import note, report, say, think, warn
 from quire.clients.errors import CallError, InvalidRequest, Overloaded
 from quire.clients.events import Delta, Finished, ToolCallDelta, joined_calls
 from quire.clients.prompts import Message, Options
@@ -95,7 +95,8 @@ class Conversation:
         self._answering = False
 
     def run(self) -> None:
-        """Until the end of input or /exit. Raises KeyboardInterrupt if Ctrl-C is to leave."""
+        """Runs until the end of input or /exit. Raises KeyboardInterrupt if Ctrl-C should end the
+        program."""
         if self._interactive:
             with suppress(ImportError):  # line editing for input(), where the system has it
                 import readline  # noqa: F401
@@ -109,7 +110,7 @@ class Conversation:
                     raise
 
     def _greet(self) -> None:
-        """Says who is there; and now, not after the first turn, that nobody is."""
+        """Say which model answers, or that no server does, before the first turn."""
         model = self._client.stats().model
         where = f" on {model.device}" if model.device else ""
         note(f"{model.name or 'a model without a name'}{where}, at {self._client.connection}")
@@ -126,7 +127,7 @@ class Conversation:
         if words in ("/exit", "/quit"):
             return False
         if words == "/help":
-            tell(_HELP)
+            report(_HELP)
         elif words == "/reset":
             self._history = list(self._opening)
         elif words.startswith("/"):
@@ -145,7 +146,7 @@ class Conversation:
             return None
 
     def _leaves(self) -> bool:
-        """What Ctrl-C means: False where it has stopped an answer or dropped a line."""
+        """Whether Ctrl-C ends the program: False if it has stopped an answer or dropped a line."""
         say("\n")
         if self._answering:
             note(f"stopped: this turn is not kept. {_AGAIN}")
@@ -187,17 +188,17 @@ class Conversation:
                 elif isinstance(event, Finished):
                     say("\n")
                     for call in joined_calls(calls):
-                        tell(f"calls {call.name} {call.arguments}")
+                        report(f"calls {call.name} {call.arguments}")
                     note(summary(event))
         return "".join(parts)
 
 
 @contextmanager
 def stopping(generation: Generation) -> Iterator[None]:
-    """Inside it Ctrl-C cancels the generation, and is raised once the loop over it has ended.
+    """Within it Ctrl-C cancels the generation, and is raised once the loop over it has ended.
 
-    An exception in the middle of opening the call would leave it open, held by nobody; a generation
-    that was closed meanwhile cancels its call as soon as it holds it.
+    An exception in the middle of opening the call would leave the call open with no owner; a
+    generation that was closed meanwhile cancels its call as soon as it has it.
     """
     pressed = False
 
@@ -224,7 +225,7 @@ def stopping(generation: Generation) -> Iterator[None]:
 
 
 def _typed() -> str:
-    """What stands on the line that is being edited; empty where no line editor says."""
+    """The text of the line being edited; empty if no line editor is in use."""
     with suppress(ImportError):
         import readline
 

@@ -1,8 +1,8 @@
 """What the commands share: the options that name a server, and errors as one line.
 
-Invariant: a command ends with 0, with 1 and one line on standard error that says what to do, with
-2 for a usage error, or with 130 after Ctrl-C. It never shows a traceback for what a person can
-cause from outside.
+Invariant: a command ends with 0, with 1 and one line on standard error that says what to do, with 2
+for a usage error, or with 130 after Ctrl-C. It never shows a traceback for anything that a user can
+cause.
 """
 
 import functools
@@ -138,7 +138,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def given(context: typer.Context) -> set[str]:
-    """The options that somebody has named on the command line."""
+    """The options that were given on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, one in sources.items() if one is not None and one.name == "COMMANDLINE"}
 
@@ -182,7 +182,7 @@ _OPTIONS = {  # by what the client calls them
 
 
 def _by_option(message: str) -> str:
-    """A fault of what names the server, with the option in the argument's place."""
+    """Renames an error about the server's address after the option that set it."""
     name, colon, rest = message.partition(":")
     return _OPTIONS.get(name, name) + colon + rest
 
@@ -195,14 +195,14 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def refuse_unknown_variables(environment: Mapping[str, str]) -> None:
-    """Raises OptionError for a setting of ours that nobody would read."""
+    """Raises OptionError for a QUIRE_CLIENT_ variable that no option reads."""
     for name in sorted(environment):
         if name.startswith(ENV_PREFIX) and name not in VARIABLES:
             raise OptionError(f"{name}: no such variable; known are {', '.join(VARIABLES)}")
 
 
 def one_line_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Wraps a command so that what it raises becomes the line and the code promised above."""
+    """Wraps a command so that its errors become one line and an exit code, as above."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -244,7 +244,7 @@ def connected(
     named: Callable[[str], str] = str,
     routing: str | None = None,
 ) -> Iterator[Client]:
-    """A client as the options say, whose failed calls end the command (see errors_at)."""
+    """A client by these options, whose failed calls end the command (see errors_at)."""
     with make_client(address, api_key, tls, timeout, routing) as client:
         with errors_at(client.connection, named):
             yield client

@@ -1,6 +1,6 @@
-"""`quire generate`: one prompt, its tokens as they come.
+"""`quire generate`: one prompt, its tokens as they arrive.
 
-Invariant: what is on standard output is the model's and nothing else's, so that it can be piped.
+Invariant: standard output holds only the model's text, so that it can be piped.
 """
 
 import dataclasses
@@ -234,7 +234,7 @@ def _show(
 
 
 def summary(end: Finished) -> str:
-    """How an index ended and where its time went, in one line."""
+    """One line on how an index ended and where its time went."""
     rate = (
         f", {(end.completion_tokens - 1) / end.decode_seconds:.1f} tokens/s"
         if end.decode_seconds > 0

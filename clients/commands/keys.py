@@ -1,7 +1,7 @@
-"""Single keys of a terminal, without waiting for the end of a line.
+"""Single key presses of a terminal, without waiting for the end of a line.
 
-Invariant: however the `with` ends, the terminal is set as it was before, and keys that nobody read
-are thrown away: they do not turn up in the shell. Ctrl-C stays a signal.
+Invariant: however the `with` ends, the terminal is restored, and keys that were not read are
+discarded, so that they do not appear in the shell. Ctrl-C stays a signal.
 """
 
 import os

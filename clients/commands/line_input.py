@@ -1,9 +1,8 @@
 """A line of input that Ctrl-C and SIGTERM end at any moment.
 
-The interpreter notices a signal while its line editor sleeps, not in the instants before: Ctrl-C
-that comes then would be kept until the next key. So a thread is told of each signal, by the
-descriptor that the interpreter's own handler writes to, and wakes the main thread until it has
-noticed.
+The interpreter notices a signal while its line editor sleeps, but not just before that: a Ctrl-C
+then would wait for the next key. So a thread is notified of each signal, through the descriptor
+that the interpreter's own handler writes to, and wakes the main thread until it has noticed.
 """
 
 import os
@@ -54,7 +53,7 @@ def _woken() -> Iterator[None]:
 
 
 def _wake(told: int, noticed: threading.Event) -> None:
-    """Until the descriptor's other end is closed. SIGURG does nothing but end a sleep."""
+    """Runs until the descriptor's other end is closed. SIGURG only ends a sleep."""
     while signals := os.read(told, 64):
         while _ENDS.intersection(signals) and not noticed.wait(_PATIENCE):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)

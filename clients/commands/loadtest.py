@@ -153,7 +153,7 @@ def loadtest(
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run: what it was, its figures, its records."""
+    """One run: its description, its figures, its records."""
 
     step: Step
     summary: dict[str, Any]

@@ -1,9 +1,9 @@
-"""What a refusal is about, in the command line's own names.
+"""Rewrites refusals with the command line's own option names.
 
-The server, and the client's checks, name fields as the contract does (`sampling.max_tokens`); who
-has typed `--max-tokens` is told of that. For commands whose options are those fields.
+The server, and the client's checks, name fields as the contract does (`sampling.max_tokens`); a
+user who typed `--max-tokens` should read that name. For commands whose options are those fields.
 
-Invariant: one table, whose options the commands have (a test holds them against it).
+Invariant: one table, whose options the commands have (a test checks it against them).
 """
 
 import re

@@ -77,7 +77,7 @@ AllowSpecialTokens = Annotated[
 
 
 def read_bias(given: list[str] | None) -> dict[int, float] | None:
-    """Of `ID=NUMBER` words. Raises OptionError."""
+    """Parse `ID=NUMBER` words. Raises OptionError."""
     bias = {}
     for word in given or ():
         before, _, number = word.partition("=")

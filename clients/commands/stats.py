@@ -106,8 +106,8 @@ def _watch_table(client: Client, seconds: float) -> None:
 
 
 def as_dict(response: pb.StatsResponse) -> dict[str, object]:
-    """The message with the contract's names; 64-bit numbers are numbers, zeros that were counted
-    are there."""
+    """The message with the contract's names: 64-bit integers as numbers, and zeros included if they
+    were counted."""
     from google.protobuf.json_format import MessageToDict
 
     found = MessageToDict(
@@ -152,7 +152,7 @@ def _title(response: pb.StatsResponse) -> str:
 
 
 def tells_counters(response: pb.StatsResponse) -> bool:
-    """Whether the server has told what it does, too, as it does to operators."""
+    """Whether the server has included its counters, as it does for operators."""
     return response.HasField("requests")
 
 
@@ -177,9 +177,9 @@ def rows(response: pb.StatsResponse) -> list[tuple[str, str]]:
         *counters,
         (
             "memory",
-            f"weights {size(memory.weights_bytes)}, KV {size(memory.kv_cache_bytes)}"
+            f"weights {size(memory.weights_bytes)}, KV cache {size(memory.kv_cache_bytes)}"
             f"{f' ({cache.dtype})' if cache.dtype else ''}"
-            f"{f', {_peak(response)}' if told else ''} of {size(memory.total_bytes)}",
+            f"{f', {_peak(response)}' if told else ''}, total {size(memory.total_bytes)}",
         ),
         *([("ranks", ranks(memory))] if memory.ranks else []),
     ]
@@ -226,7 +226,7 @@ def _cache_counters(cache: pb.CacheStats) -> list[tuple[str, str]]:
         ),
         (
             "prefix cache",
-            f"{cache.prefix_tokens_hit:,} of {cache.prefix_tokens_queried:,} prompt tokens found"
+            f"{cache.prefix_tokens_hit:,} of {cache.prefix_tokens_queried:,} prompt tokens cached"
             f" ({share(cache.prefix_tokens_hit, cache.prefix_tokens_queried)}),"
             f" {cache.evictions:,} evictions",
         ),
@@ -235,15 +235,16 @@ def _cache_counters(cache: pb.CacheStats) -> list[tuple[str, str]]:
 
 
 def _peak(response: pb.StatsResponse) -> str:
-    """On a CPU what is known is the whole process's, of the cache what was written so far."""
+    """The most memory used. On a CPU it is the whole process's, with as much of the cache as has
+    been written so far."""
     peak = size(response.memory.peak_bytes)
     if response.model.device == "cpu":
-        return f"the process at most {peak} (cache as it fills)"
+        return f"process peak {peak} (cache counted as it fills)"
     return f"peak {peak}"
 
 
 def ranks(memory: pb.DeviceMemory) -> str:
-    """What each of the processes that share the model holds, from rank 0 on."""
+    """The memory of each of the processes that share the model, from rank 0 on."""
     held = ", ".join(size(rank.allocated_bytes) for rank in memory.ranks)
     return f"{len(memory.ranks)}: {held}"
 

@@ -1,6 +1,6 @@
-"""Writing a model's words, and views of a server, to a terminal.
+"""Writes a model's text, and views of a server, to a terminal.
 
-Invariant: what a model says cannot move the cursor, colour the screen or ring the bell.
+Invariant: a model's text cannot move the cursor, colour the screen or ring the bell.
 """
 
 import sys
@@ -34,18 +34,19 @@ def think(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A line on standard error that whoever reads the output should know of, a pipe included."""
+    """A line on standard error that matters to whoever reads the output, even in a pipe."""
     print(f"quire: {text}", file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
-    """A line beside the output: on standard error, and only where someone watches."""
+    """A line about the output: on standard error, and only on a terminal."""
     if sys.stderr.isatty():
         print(f"\033[2m{printable(text)}\033[0m", file=sys.stderr, flush=True)
 
 
-def tell(text: str) -> None:
-    """Lines that were asked for and are not the model's: on standard error, watched or not."""
+def report(text: str) -> None:
+    """Lines that the user asked for and that are not the model's: on standard error, terminal or
+    not."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
@@ -53,8 +54,8 @@ def tell(text: str) -> None:
 def views(
     console: "Console", *, screen: bool = False
 ) -> "Iterator[Callable[[RenderableType], None]]":
-    """Inside it each view takes the place of the one before; below it where nobody watches, for
-    whoever reads a pipe. screen: all of the terminal is theirs."""
+    """Within it each view replaces the one before; if the output is no terminal, it is printed
+    below it. screen: use the whole terminal."""
     if not console.is_terminal:
         yield console.print
         return

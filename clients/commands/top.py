@@ -89,7 +89,7 @@ def _watch(client: Client, interval: float, count: int | None) -> None:
 
 
 class View:
-    """The snapshots seen so far, and what is drawn of them."""
+    """The snapshots seen so far, and how to draw them."""
 
     def __init__(self) -> None:
         self._snapshots: deque[pb.StatsResponse] = deque(maxlen=_HISTORY + 1)
@@ -101,7 +101,7 @@ class View:
         self._snapshots.append(snapshot)
 
     def copy(self) -> "View":
-        """The view as it is now; what is added later leaves it alone."""
+        """A copy that later snapshots do not change."""
         other = View()
         other._snapshots.extend(self._snapshots)
         return other
@@ -118,7 +118,8 @@ class View:
         return found
 
     def recent(self, histogram: str) -> pb.Histogram:
-        """What a histogram has gained since the oldest snapshot; all of it, if there is but one."""
+        """A histogram's counts since the oldest snapshot; all of them, if there is only one
+        snapshot."""
         first, last = (getattr(self._snapshots[i], histogram) for i in (0, -1))
         if len(self._snapshots) == 1 or list(first.counts) == list(last.counts):
             return pb.Histogram.FromString(last.SerializeToString())
@@ -126,7 +127,7 @@ class View:
         return pb.Histogram(bounds=last.bounds, counts=counts, sum=last.sum - first.sum)
 
     def render(self, console: "Console", hint: str | None = None) -> "Group":
-        """The view, for a console's width and height. hint: what stands on the lower frame."""
+        """The view for a console's width and height. hint: the text on the lower frame."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.text import Text
@@ -187,7 +188,7 @@ def _facts(now: pb.StatsResponse, width: int) -> list[tuple[str, str]]:
         (
             "prefix cache",
             f"{share(cache.prefix_tokens_hit, cache.prefix_tokens_queried)} of"
-            f" {short(cache.prefix_tokens_queried)} tokens found,"
+            f" {short(cache.prefix_tokens_queried)} tokens cached,"
             f" {short(cache.evictions)} evictions",
         ),
         ("preemptions", f"{cache.preemptions:,}"),
@@ -253,7 +254,8 @@ def _map_title(cache: pb.CacheStats) -> str:
 
 
 def block_map(cache: pb.CacheStats, width: int, height: int) -> "RenderableType":
-    """A cell a block; where they do not fit, a cell stands for several and shows the busiest."""
+    """One cell per block; if they do not fit, a cell stands for several blocks and shows the
+    busiest."""
     from rich.text import Text
 
     states = bytes(cache.block_map)

@@ -35,14 +35,15 @@ def intended_starts(
 
 
 def check(kind: str, burstiness: float, speed: float) -> None:
-    """OptionError for what cannot be. speed: how much faster a trace is replayed."""
+    """Raises OptionError for impossible values. speed: how much faster a trace is replayed."""
     _check_kind(kind, (*KINDS, TRACED))
     _check_between("burstiness", burstiness)
     _check_between("speed", speed)
 
 
 def check_rate(rate: float) -> None:
-    """OptionError for a rate whose gaps nobody waits for, or no clock tells apart."""
+    """Raises OptionError for a rate whose gaps are too long to wait for, or too short for a
+    clock."""
     _check_between("rate", rate, ", in sessions a second")
 
 

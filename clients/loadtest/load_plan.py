@@ -1,6 +1,7 @@
-"""What a load test is to do: the options as one checked value, and the runs that they ask for.
+"""A load test's options as one checked value, and the runs that follow from them.
 
-Invariant: whatever can be refused without a server is, before one is asked. Needs no numpy.
+Invariant: everything that can be refused without a server is refused before one is contacted. Needs
+no numpy.
 """
 
 import math

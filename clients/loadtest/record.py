@@ -1,4 +1,4 @@
-"""What came of one request.
+"""The record of one request.
 
 Invariant: times are seconds from the start of the run, on the one clock that all client processes
 share; latencies count from `intended`, when the request should have been sent, not from `sent`.
@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(slots=True)
 class ClientLoad:
-    """How hard one client process had to work: is it the limit?"""
+    """How busy one client process was: is it the bottleneck?"""
 
     cpu_seconds: float
     wall_seconds: float

@@ -23,7 +23,7 @@ _PERCENTILES = (50, 90, 99)
 
 
 def cells(runs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[str]]]:
-    """Each row's name and, for each summary, its figure; rows that nobody filled are left out."""
+    """Each row's name and its figure for each summary; rows without figures are left out."""
     for name, key, form in _ROWS:
         if any(run[key] is not None for run in runs):
             yield name, [_cell(run[key], form) for run in runs]
@@ -39,8 +39,8 @@ def _cell(value: Any, form: str) -> str:
 
 
 def tables(runs: Sequence[tuple[str, Mapping[str, Any]]], console: "Console") -> "Iterator[Table]":
-    """The same for a terminal, as many runs beside one another as it has room for; nothing is cut.
-    runs: title and summary of each."""
+    """The same for a terminal, as many runs side by side as fit; nothing is cut. runs: title and
+    summary of each."""
     shown = 0
     while shown < len(runs):
         count = 1

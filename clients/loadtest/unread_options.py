@@ -1,5 +1,6 @@
-"""Which options of a load test are read only beside others: one that nobody would read is refused,
-so that no run is taken for another than it was."""
+"""Load-test options that are only read together with others. One that would not be read is refused,
+so that no run is taken for another than it was.
+"""
 
 from collections.abc import Collection
 
@@ -20,7 +21,7 @@ _READERS = {  # of an option: those of another, by its name
 
 
 def check(given: Collection[str], workload: str, arrivals: str, *, as_json: bool) -> None:
-    """given: options that somebody has named. Raises OptionError."""
+    """given: the options that were given. Raises OptionError."""
     chosen = {"workload": workload, "arrivals": arrivals}
     for option, (other, readers) in _READERS.items():
         if option in given and chosen[other] not in readers:

@@ -67,7 +67,7 @@ class Worker:
         connection = Connection(job.address, api_key=job.api_key, tls=tls)
         self._job = job
         self._metadata = connection.metadata
-        self._client: AsyncClient | None = None  # where somebody has to choose a server
+        self._client: AsyncClient | None = None  # if a server must be chosen for each call
         self._channels = []
         if job.routing is not None or len(job.address) > 1:
             policy = ReplicaPolicy(routing=job.routing or PREFIX)
@@ -119,7 +119,7 @@ class Worker:
             self._lags.append(time.monotonic() - before - _TICK)
             if self._ended > told:
                 told = self._ended
-                tell("progress", done=told)
+                send("progress", done=told)
 
     async def _closed_loop(self) -> None:
         waiting = iter(self._sessions)
@@ -213,12 +213,12 @@ class Worker:
         return self._prefixes[segment]
 
 
-def tell(kind: str, **values: Any) -> None:
+def send(kind: str, **values: Any) -> None:
     """A line to the parent."""
     print(json.dumps({"kind": kind, **values}), flush=True)
 
 
-def hear(lines: Iterable[str]) -> dict[str, Any]:
+def receive(lines: Iterable[str]) -> dict[str, Any]:
     """A line from the parent; an end of input ends this process."""
     for line in lines:
         return cast(dict[str, Any], json.loads(line))
@@ -233,13 +233,13 @@ def _end_with_parent() -> None:
 
 
 async def _main() -> None:
-    worker = Worker(Job(**hear(sys.stdin)))
-    tell("ready")
-    at = hear(sys.stdin)["at"]
+    worker = Worker(Job(**receive(sys.stdin)))
+    send("ready")
+    at = receive(sys.stdin)["at"]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     load = await worker.run(at)
     plain = [records.to_plain(r) for r in worker.records]
-    tell("result", records=plain, load=asdict(load))
+    send("result", records=plain, load=asdict(load))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What is sent: sessions of turns, made from a seed or read from a trace.
+"""The requests of a load test: sessions of turns, made from a seed or read from a trace.
 
 Invariant: a workload is a pure function of its parameters and its seed; two runs of the same one
 send the same ids. A turn names its ids by segments (a key and a length), not by listing them: two
@@ -185,7 +185,7 @@ def _traced_turn(number: int, entry: dict[str, Any], where: str) -> Turn:
 
 
 def _written_turn(entry: dict[str, Any], where: str) -> Turn:
-    """Of text or messages that can be sent."""
+    """A turn of text or messages that can be sent."""
     text, given = entry.get("text"), entry.get("messages", ())
     try:
         messages = tuple(items("messages", given, "messages"))

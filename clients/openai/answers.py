@@ -1,14 +1,14 @@
-"""Answers that are sent whole: the contract's events gathered into one object.
+"""Whole answers: the contract's events gathered into one object.
 
-Invariant: what is gathered is exactly what the events say, choice by choice, behind the prompt
-where that is to be repeated; nothing is made here.
+Invariant: an answer contains exactly what the events say, choice by choice, after the prompt if
+that is to be repeated; nothing is added.
 """
 
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from quire.clients.openai.asked import Asked
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.clients.openai.shapes import (
     FINISH,
     Head,
@@ -43,15 +43,15 @@ class _Choice:
 class Answer:
     """Gathers one body's events."""
 
-    def __init__(self, model: str, asked: Asked, *, chat: bool) -> None:
-        """asked: what it answers."""
+    def __init__(self, model: str, parsed: ParsedBody, *, chat: bool) -> None:
+        """parsed: the request that it answers."""
         kind, prefix = ("chat.completion", "chatcmpl") if chat else ("text_completion", "cmpl")
         self._head = Head(kind, prefix, model)
         self._chat = chat
-        self._asked = asked
+        self._parsed = parsed
         self._tally = Tally()
         self._choices: dict[int, _Choice] = {}
-        self._prompts = [PromptWithLogprobs() for _ in asked.requests]
+        self._prompts = [PromptWithLogprobs() for _ in parsed.requests]
 
     def take(self, message: pb.GenerateResponse) -> None:
         """The next event."""
@@ -63,7 +63,7 @@ class Answer:
             self._choice(message.delta.index).take(message.delta)
         elif event == "prompt_logprobs":
             told = message.prompt_logprobs
-            self._prompts[told.index // self._asked.each].take(told)
+            self._prompts[told.index // self._parsed.each].take(told)
         else:
             self._tally.finished(message.finished)
             self._choice(message.finished.index).finish = FINISH.get(message.finished.reason)
@@ -73,7 +73,7 @@ class Answer:
         shape = self._chat_choice if self._chat else self._text_choice
         choices = [shape(index, choice) for index, choice in sorted(self._choices.items())]
         told = self._head.object(choices) | {"usage": self._tally.usage()}
-        if self._chat and self._asked.prompt_logprobs:
+        if self._chat and self._parsed.prompt_logprobs:
             told["prompt_logprobs"] = self._prompts[0].by_id()
         return told
 
@@ -94,7 +94,7 @@ class Answer:
         }
         if calls:
             message["tool_calls"] = calls
-        logprobs = chat_logprobs(choice.logprobs) if self._asked.logprobs else None
+        logprobs = chat_logprobs(choice.logprobs) if self._parsed.logprobs else None
         return {
             "index": index,
             "message": message,
@@ -103,21 +103,21 @@ class Answer:
         }
 
     def _text_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        asked, place = self._asked, index // self._asked.each
+        parsed, place = self._parsed, index // self._parsed.each
         prompt, logprobs = self._prompts[place], None
-        if asked.logprobs:
-            logprobs = Offsets().logprobs(choice.logprobs, prompt if asked.echo else None)
+        if parsed.logprobs:
+            logprobs = Offsets().logprobs(choice.logprobs, prompt if parsed.echo else None)
         before = ""
-        if asked.echo:
-            prompt_logprobs = asked.requests[place].HasField("prompt_logprobs")
-            before = prompt.text if prompt_logprobs else asked.requests[place].text
+        if parsed.echo:
+            prompt_logprobs = parsed.requests[place].HasField("prompt_logprobs")
+            before = prompt.text if prompt_logprobs else parsed.requests[place].text
         told = {
             "index": index,
             "text": before + "".join(choice.texts),
             "logprobs": logprobs,
             "finish_reason": choice.finish,
         }
-        return told | ({"prompt_logprobs": prompt.by_id()} if asked.prompt_logprobs else {})
+        return told | ({"prompt_logprobs": prompt.by_id()} if parsed.prompt_logprobs else {})
 
 
 def _calls(choice: _Choice) -> list[dict[str, Any]]:

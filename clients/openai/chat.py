@@ -3,9 +3,9 @@
 from typing import Any
 
 from quire.clients.openai import constraints, sampling
-from quire.clients.openai.asked import Asked, check_prompt_logprobs, read_streaming
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
+from quire.clients.openai.parsed_body import ParsedBody, check_prompt_logprobs, read_streaming
 from quire.clients.openai.tools import read_calls, read_tools
 from quire.v1 import inference_pb2 as pb
 
@@ -28,7 +28,7 @@ _HINTS = (
 )
 
 
-def read(values: dict[str, Any], request_id: str = "") -> Asked:
+def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
     """Raises BadBody, with all faults of the body."""
     faults = Faults()
     body = Fields(values, faults)
@@ -48,7 +48,7 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
     faults.raise_if_any()
     given["sampling.logprobs"] = "top_logprobs"
     logprobs = request.sampling.HasField("logprobs")
-    return Asked((request,), given, stream, usage, logprobs, prompt_logprobs=prompt_logprobs)
+    return ParsedBody((request,), given, stream, usage, logprobs, prompt_logprobs=prompt_logprobs)
 
 
 def read_conversation(body: Fields, chat: pb.Chat) -> None:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from quire.clients.openai import constraints, sampling
-from quire.clients.openai.asked import Asked, check_prompt_logprobs, read_streaming
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
+from quire.clients.openai.parsed_body import ParsedBody, check_prompt_logprobs, read_streaming
 from quire.v1 import inference_pb2 as pb
 
 MAX_PROMPTS = 128  # of one body
@@ -18,7 +18,7 @@ _HINTS = (
 )
 
 
-def read(values: dict[str, Any], request_id: str = "") -> Asked:
+def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
     """Raises BadBody, with all faults of the body."""
     faults = Faults()
     body = Fields(values, faults)
@@ -52,9 +52,9 @@ def read(values: dict[str, Any], request_id: str = "") -> Asked:
         prompt.MergeFrom(request)
         if echo and prompt.WhichOneof("prompt") == "token_ids" and not prompt.HasField(_JUDGED):
             prompt.prompt_logprobs = 0  # which come with the tokens' text
-    asked = tuple(prompts)
-    return Asked(
-        asked, given, stream, usage, top is not None, echo=echo, prompt_logprobs=prompt_logprobs
+    parsed = tuple(prompts)
+    return ParsedBody(
+        parsed, given, stream, usage, top is not None, echo=echo, prompt_logprobs=prompt_logprobs
     )
 
 

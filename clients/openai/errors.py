@@ -34,8 +34,7 @@ def status_of(code: str, reason: str) -> int:
 
 
 def error_of(status: int, message: str, reason: str, param: str | None) -> dict[str, Any]:
-    """The error's object. param: the field at fault; of its name, what stands in brackets is
-    left out."""
+    """The error object. param: the field at fault, without the parts of its name in brackets."""
     return {
         "message": message,
         "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),

@@ -1,4 +1,4 @@
-"""What is wrong with a body, collected so that all of it is told together."""
+"""The faults of a body, collected so that all of them are reported together."""
 
 import json
 from collections.abc import Sequence
@@ -24,16 +24,18 @@ class BadBody(ValueError):
 
 
 class Faults:
-    """Of one body. Of very many the first are told."""
+    """The faults of one body. If there are very many, the first are reported, and reading ends with
+    the last of these: a body of nothing but faults would take longer than one without any."""
 
     def __init__(self) -> None:
         self.found: list[Fault] = []
 
     def add(self, field: str, value: object, words: str) -> None:
-        """value: None: not repeated."""
-        if len(self.found) < MAX_FAULTS:
-            told = words if value is None else f"{shown(value)}: {words}"
-            self.found.append(Fault(field, told))
+        """value: None: not repeated. Raises BadBody where these are enough."""
+        told = words if value is None else f"{shown(value)}: {words}"
+        self.found.append(Fault(field, told))
+        if len(self.found) >= MAX_FAULTS:
+            raise BadBody(self.found)
 
     def raise_if_any(self) -> None:
         """Raises BadBody."""

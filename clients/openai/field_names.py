@@ -1,4 +1,4 @@
-"""What a body calls the fields that the contract names: the same faults, in its words."""
+"""Renames faults of the contract's fields after the body's own fields."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,8 @@ _PRIORITY = " (in the contract's sense, where higher runs first: here turn the s
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Of one request. given: contract's fields that this request gave under other names."""
+    """The names of one request's fields. given: the contract's fields that this request gave under
+    other names."""
 
     given: Mapping[str, str] = field(default_factory=dict)
 
@@ -54,7 +55,7 @@ class Names:
         return contract
 
     def faults(self, contract: Iterable[tuple[str, str]]) -> list[Fault]:
-        """What the contract's fields were refused for, the first of very many."""
+        """The faults under the body's names; the first of very many."""
         return [self._fault(name, words) for name, words in islice(contract, _MAX_TOLD)]
 
     def _fault(self, contract: str, words: str) -> Fault:

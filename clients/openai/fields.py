@@ -1,8 +1,8 @@
 """The fields of one JSON object of a request, each taken once and with its type.
 
-Invariant: a field is taken, or passed over by name, or its presence is a fault: none is ignored.
-`null` is as good as absent, whatever the name, as OpenAI's clients mean it. All faults of a body
-are told together.
+Invariant: a field is taken, or skipped by name, or its presence is a fault: none is ignored. `null`
+counts as absent for any field, as OpenAI's clients mean it. All faults of a body are reported
+together.
 """
 
 import json
@@ -12,9 +12,9 @@ from typing import Any
 
 from quire.clients import large_json
 from quire.clients.openai.faults import MAX_FAULTS, Faults
+from quire.clients.single_precision import MAX_FLOAT32, no_zero
 
 UINT32 = (1 << 32) - 1
-_FLOAT = (2 - 2**-23) * 2.0**127  # the largest of the contract's floats
 _NO_ID, _NO_TEXT = "must be a token id", "must be a string"
 
 
@@ -37,7 +37,7 @@ class Fields:
         self._where = where
 
     def name(self, field: str) -> str:
-        """As a fault calls it."""
+        """A field's name in a fault."""
         return f"{self._where}.{field}" if self._where else field
 
     def has(self, field: str) -> bool:
@@ -68,13 +68,14 @@ class Fields:
         return None if value is None else self.number_in(field, value)
 
     def number_in(self, field: str, value: object) -> float | None:
-        """Of a value that was taken, or stands in an object; None: it is none, which is a fault."""
+        """The number in a value that was taken, or is in an object; None: it is not a number, which
+        is a fault."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.fault(field, value, "must be a number")
-        elif not -_FLOAT <= value <= _FLOAT:
-            self.fault(field, value, f"is beyond the range of a float (±{_FLOAT:.7g})")
+        elif not -MAX_FLOAT32 <= value <= MAX_FLOAT32:
+            self.fault(field, value, f"is beyond the range of a float (±{MAX_FLOAT32:.7g})")
         else:
-            return float(value)
+            return no_zero(float(value))
         return None
 
     def whole(self, field: str, low: int = 0, high: int = UINT32) -> int | None:
@@ -103,7 +104,8 @@ class Fields:
         return self._each(field, self.items(field), _is_text, _NO_TEXT)
 
     def text_or_ids(self, field: str, value: object) -> str | list[int] | None:
-        """Of a value that was taken, or stands in a list; None: neither, which is a fault."""
+        """The text or ids in a value that was taken, or is in a list; None: neither, which is a
+        fault."""
         if isinstance(value, str):
             return value
         if isinstance(value, list):
@@ -126,12 +128,12 @@ class Fields:
         return self._typed(field, list, "a list") or []
 
     def nested(self, field: str) -> "Fields | None":
-        """An object, whose fields are to be taken too."""
+        """An object whose fields must be taken too."""
         value = self._typed(field, dict, "an object")
         return None if value is None else Fields(value, self._faults, self.name(field))
 
     def item(self, field: str, value: object) -> "Fields | None":
-        """An object that stands in a list; field: with its index."""
+        """An object in a list; field: with its index."""
         if isinstance(value, dict):
             return Fields(value, self._faults, self.name(field))
         self.fault(field, value, "must be an object")
@@ -156,7 +158,8 @@ class Fields:
             self._rest.pop(name, None)
 
     def end(self, hints: Iterable[tuple[str, str]] = ()) -> None:
-        """What is left, and not null, is not known. hints: of some names, what to use instead."""
+        """Report the fields that were not taken and are not null. hints: for some names, what to
+        use instead."""
         instead = dict(hints)
         unknown = ((name, value) for name, value in self._rest.items() if value is not None)
         for name, value in islice(unknown, MAX_FAULTS):

@@ -19,7 +19,7 @@ FINISH = {
 
 @dataclass(slots=True)
 class Head:
-    """What every object of an answer repeats. kind: its `object`; prefix: of its id."""
+    """The fields that every object of an answer repeats. kind: its `object`; prefix: of its id."""
 
     kind: str
     prefix: str
@@ -34,7 +34,7 @@ class Head:
         self.fingerprint = started.model_fingerprint
 
     def object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """With these choices."""
+        """The object with these choices."""
         return {
             "id": self.id,
             "object": self.kind,
@@ -73,7 +73,7 @@ class Tally:
         return told
 
     def usage(self) -> dict[str, Any]:
-        """As OpenAI's clients read it."""
+        """The usage object that OpenAI's clients read."""
         return {
             "prompt_tokens": self._prompt,
             "completion_tokens": self._made,
@@ -84,7 +84,7 @@ class Tally:
 
 
 def chat_logprobs(tokens: Iterable[pb.TokenLogprob]) -> dict[str, Any]:
-    """Of a chat: each token with its bytes and the best others."""
+    """A chat's log-probabilities: each token with its bytes and the best others."""
     content = [
         {**_token(one), "top_logprobs": [_token(other) for other in one.top]} for one in tokens
     ]
@@ -115,7 +115,7 @@ class PromptWithLogprobs:
         return b"".join(pieces).decode("utf-8", "replace")
 
     def by_id(self) -> list[dict[str, Any] | None]:
-        """As vLLM has it: at each place what was looked at, by ids; nothing at the first."""
+        """vLLM's form: the candidates at each position, by id; None at the first position."""
         return [None, *map(_by_id, self.logprobs)]
 
 
@@ -133,7 +133,7 @@ def _by_id(one: pb.TokenLogprob) -> dict[str, Any]:
 
 
 class Offsets:
-    """Of a completion: its log-probabilities, each with its place in the text (characters)."""
+    """The log-probabilities of a completion, each with its offset in the text (characters)."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -142,7 +142,7 @@ class Offsets:
     def logprobs(
         self, tokens: Iterable[pb.TokenLogprob], prompt: PromptWithLogprobs | None = None
     ) -> dict[str, Any]:
-        """Of the next tokens. prompt: stands before them."""
+        """The log-probabilities of the next tokens. prompt: the text before them."""
         told: dict[str, Any] = {
             "tokens": [],
             "token_logprobs": [],

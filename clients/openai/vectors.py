@@ -19,7 +19,7 @@ RERANK_NAMES = Names()
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingsAsked:
+class EmbeddingsBody:
     """request: the call. several: `input` was a list of texts. packed: base64 is wanted."""
 
     request: pb.EmbedRequest
@@ -56,7 +56,7 @@ class EmbeddingsAsked:
 _KINDS = ("token_ids.ids", "token_ids", "text")
 
 
-def read_embeddings(values: dict[str, Any], request_id: str = "") -> EmbeddingsAsked:
+def read_embeddings(values: dict[str, Any], request_id: str = "") -> EmbeddingsBody:
     """Raises BadBody, with all faults of the body."""
     faults = Faults()
     body = Fields(values, faults)
@@ -73,7 +73,7 @@ def read_embeddings(values: dict[str, Any], request_id: str = "") -> EmbeddingsA
     _read_call(body, request)
     body.end()
     faults.raise_if_any()
-    return EmbeddingsAsked(request, several, encoding == "base64")
+    return EmbeddingsBody(request, several, encoding == "base64")
 
 
 def _read_input(body: Fields, request: pb.EmbedRequest) -> bool:
@@ -102,7 +102,7 @@ def _read_call(body: Fields, request: pb.EmbedRequest | pb.ScoreRequest) -> None
 
 
 @dataclass(frozen=True, slots=True)
-class RerankAsked:
+class RerankBody:
     """request: the call. most: results that are wanted. shown: with their documents."""
 
     request: pb.ScoreRequest
@@ -122,7 +122,7 @@ class RerankAsked:
         return {"id": told.request_id, "model": model, "results": results, "usage": usage}
 
 
-def read_rerank(values: dict[str, Any], request_id: str = "") -> RerankAsked:
+def read_rerank(values: dict[str, Any], request_id: str = "") -> RerankBody:
     """Raises BadBody, with all faults of the body."""
     faults = Faults()
     body = Fields(values, faults)
@@ -141,7 +141,7 @@ def read_rerank(values: dict[str, Any], request_id: str = "") -> RerankAsked:
     _read_call(body, request)
     body.end()
     faults.raise_if_any()
-    return RerankAsked(request, most, shown)
+    return RerankBody(request, most, shown)
 
 
 def _document(body: Fields, where: str, value: object) -> str:

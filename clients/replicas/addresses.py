@@ -1,9 +1,9 @@
-"""From the addresses that a caller gives to replicas that can be connected to, again and again.
+"""Resolves the addresses that a caller gives into replicas, again and again.
 
-Invariant: an IP address, and a name with one, is a replica. A name with several (as a headless
-service of Kubernetes has) is as many. A name that cannot be resolved stays what it was, or a
-replica that answers nobody, so that it is named where none is left. Names are looked up in the
-background; literal addresses never.
+Invariant: an IP address, and a name with one address, is one replica. A name with several (as a
+headless service of Kubernetes has) is as many replicas. A name that cannot be resolved keeps its
+last addresses, or is a replica that does not answer, so that it is named if none is left. Names are
+looked up in the background; literal addresses never.
 """
 
 import ipaddress
@@ -21,8 +21,8 @@ SOONEST = 1.0  # seconds between look-ups, however often replicas are lost
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A replica. name: HOST:PORT, as it is hashed and shown. host, port: what is connected to.
-    tls_name: what its certificate must say, where that is not `host`."""
+    """A replica. name: HOST:PORT, as it is hashed and shown. host, port: the endpoint. tls_name:
+    the name that its certificate must have, if that is not `host`."""
 
     name: str
     host: str
@@ -77,7 +77,7 @@ class Lookup:
         self._lost = True
 
     def refresh(self, found: Callable[[list[Address]], None]) -> None:
-        """Begin a look-up in the background if one is due. found: is told what it finds."""
+        """Start a look-up in the background if one is due. found: called with the result."""
         if not self._names:
             return
         with self._lock:

@@ -22,7 +22,7 @@ from quire.v1 import inference_pb2 as pb
 
 PIECE_IDS = 16
 PIECE_BYTES = 64
-MAX_PIECES = 512  # a prompt is told from others by its first 8,192 tokens
+MAX_PIECES = 512  # prompts are distinguished by their first 8,192 tokens
 ROOT_PIECES = 16
 REMEMBERED, REMEMBERED_EACH = 16_384, 32  # prompts: at least, and of each replica
 _MASK = (1 << 64) - 1
@@ -37,7 +37,7 @@ class PromptKeys:
 
 
 def keys_of(request: pb.GenerateRequest) -> PromptKeys:
-    """Of a request whose prompt is in any of its three forms."""
+    """The keys of a request, whose prompt may have any of its three forms."""
     begins = hashlib.blake2b(digest_size=8)
     for part in (request.model, request.cache_salt):
         begins.update(part.encode("utf-8", "surrogatepass") + b"\0")
@@ -82,12 +82,12 @@ def _chain(parts: Iterable[bytes], begins: "hashlib.blake2b") -> Iterator[bytes]
 
 
 def seed_of(name: str) -> int:
-    """64 bits that stand for a replica in `score`."""
+    """64 bits that identify a replica in `score`."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def score(root: int, seed: int) -> int:
-    """How much a prompt wants a replica: the highest wins. A mixer's last steps (splitmix64)."""
+    """A prompt's score for a replica: the highest wins. A mixer's last steps (splitmix64)."""
     x = (root ^ seed) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -95,14 +95,14 @@ def score(root: int, seed: int) -> int:
 
 
 class Memory:
-    """Where prompts went lately. Not thread-safe: its fleet's lock guards it."""
+    """Which replica recent prompts went to. Not thread-safe: its fleet's lock guards it."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
         self._size = size
         self._replicas: OrderedDict[bytes, str] = OrderedDict()
 
     def make_room(self, replicas: int) -> None:
-        """For a fleet of so many: it never forgets for that."""
+        """Make room for a fleet of this many replicas. It never shrinks."""
         self._size = max(self._size, REMEMBERED_EACH * replicas)
 
     def note(self, keys: PromptKeys, replica: str) -> None:
@@ -114,7 +114,7 @@ class Memory:
             self._replicas.popitem(last=False)
 
     def recall(self, keys: PromptKeys) -> str | None:
-        """Where the longest remembered beginning of the prompt went."""
+        """The replica that got the longest remembered beginning of the prompt."""
         for prefix in reversed(keys.prefixes):
             replica = self._replicas.get(prefix)
             if replica is not None:

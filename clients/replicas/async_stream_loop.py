@@ -34,7 +34,7 @@ def task_is_cancelled() -> bool:
 
 
 class StreamIterator:
-    """The iterator of one `async for`: messages of the contract, and Resumed if that was asked."""
+    """The iterator of one `async for`: the contract's messages, and Resumed if requested."""
 
     def __init__(
         self,

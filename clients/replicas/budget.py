@@ -1,9 +1,9 @@
-"""Credit for asking again, shared by all calls of a client.
+"""The retry budget, shared by all calls of a client.
 
-Invariant: over any time the client asks again at most `size` times, plus `per_call` for each call
-that began meanwhile and `per_second` for each second. So clients of a fleet in trouble do not
-double its load: with the usual 0.5 they send half as much again at most, once what was saved up is
-gone. A bucket of tokens. Thread-safe.
+Invariant: over any time the client retries at most `size` times, plus `per_call` for each call that
+began meanwhile and `per_second` for each second. So clients of a fleet in trouble do not double its
+load: with the usual 0.5 they send at most half as much again, once what was saved up is used. A
+token bucket. Thread-safe.
 """
 
 import threading
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 
-class Budget:
+class RetryBudget:
     """Begins full."""
 
     def __init__(
@@ -27,7 +27,7 @@ class Budget:
         self._credit, self._at = self._size, clock()
 
     def call_began(self) -> None:
-        """A call has come, whatever becomes of it."""
+        """Count a call, however it ends."""
         with self._lock:
             self._earn(self._per_call)
 

@@ -1,4 +1,4 @@
-"""One call's way through a fleet: whom it is given to, and what follows when that ends badly.
+"""One call to a fleet: which replica gets it, and what follows when that fails.
 
 Invariant: the deadline holds over all of it. A round asks each replica that is awake once; between
 rounds it waits as the retry policy says. Rounds are bounded by `retry.attempts`, breaks by
@@ -17,7 +17,7 @@ from quire.clients.replicas.faults import Kind, kind_of, told
 from quire.clients.replicas.fleet import Identity, serves
 from quire.clients.replicas.policy import MAX_RESUMES
 from quire.clients.replicas.shared_state import SharedState
-from quire.clients.retry import Tries
+from quire.clients.retry import RetryState
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Attempt:
 
 
 class CallFailover:
-    """How one call goes on. `begin` and one of `ended`, `failed` and `leave` alternate."""
+    """The failover of one call. `begin` alternates with one of `ended`, `failed` and `leave`."""
 
     def __init__(
         self, shared: SharedState, timeout: float | None, keys: PromptKeys | None = None
@@ -41,7 +41,7 @@ class CallFailover:
         self.breaks = 0
         self.faults: dict[str, str] = {}
         self._keys = keys
-        self._tries = Tries(shared.retry, timeout, shared.clock, shared.uniform)
+        self._tries = RetryState(shared.retry, timeout, shared.clock, shared.uniform)
         self._tried: set[str] = set()  # in this round
         self._never: set[str] = set()  # serve something else
         self._at: Address | None = None
@@ -81,7 +81,7 @@ class CallFailover:
         self.leave()
 
     def failed(self, error: CallError, *, received: bool) -> float:
-        """Seconds until `begin` may be called again. Raises what the call is to end with. received:
+        """Seconds until `begin` may be called again. Raises the error that ends the call. received:
         whether anything has come from this replica."""
         kind = kind_of(error, received)
         name = self._note(error, kind)
@@ -124,8 +124,8 @@ class CallFailover:
             ) from error
 
     def _wait(self, error: CallError, kind: Kind) -> float:
-        """To the next replica at once, but for a break: many calls break together, and must not
-        come together. Where there is none, as the retry policy says."""
+        """Go to the next replica at once, but pause after a break: many calls break together, and
+        must not all retry together. If there is no other replica, wait as the retry policy says."""
         if self.shared.fleet.has_other(self._tried | self._never, self.like):
             if kind is not Kind.BROKEN:
                 return 0.0
@@ -151,7 +151,7 @@ class CallFailover:
         return NoReplica(message, faults)
 
     def _different(self) -> CallError:
-        """Nobody is left that serves what this call began with."""
+        """The error if no replica is left that serves what this call began with."""
         faults = {**self.shared.fleet.faults(), **self._others(), **self.faults}
         return NoReplica(f"{self._nobody()}: {self._listed(faults)}", faults)
 
@@ -161,7 +161,7 @@ class CallFailover:
         return f"{broke}no replica is left{began}"
 
     def _others(self) -> dict[str, str]:
-        """What replicas serve that are known to serve another thing than this call began with."""
+        """What replicas serve that are known to differ from what this call began with."""
         told, like = {}, self.like
         for name, identity in self.shared.fleet.identities().items():
             if like is None or not serves(identity, like):

@@ -52,8 +52,8 @@ class ReplicaChannel(Generic[Channel]):
 
 
 class ChannelPool(Generic[Channel]):
-    """Of one client. open_channel: makes a channel of a connection to one address. only: the
-    channel of a client that has no replicas to choose from."""
+    """The channels of one client. open_channel: creates a channel to one address. only: the channel
+    of a client that has no replicas to choose from."""
 
     def __init__(
         self,
@@ -102,6 +102,6 @@ class ChannelPool(Generic[Channel]):
         return [replica.channel for replica in channels if replica is not None]
 
     def close(self) -> list[Channel]:
-        """The same of all; there will be no others."""
+        """Close all channels; no new ones are opened."""
         self._closed = True
         return self.drop(list(self._channels))

@@ -1,7 +1,7 @@
-"""What the end of a call says about the replica, and whether another one may be asked.
+"""What the end of a call says about the replica, and whether another one may be tried.
 
 Invariant: a call that a replica may have begun to work on counts as broken, never as refused. So a
-request that kills whatever serves it is asked as often as a stream may break, and not once more.
+request that kills whatever serves it is tried as often as a stream may break, and no more.
 """
 
 import enum
@@ -12,7 +12,7 @@ from quire.clients.errors import CallError, InvalidRequest, Overloaded, Unavaila
 
 
 class Kind(enum.Enum):
-    """How a call ended, other than well."""
+    """How a call failed."""
 
     ABSENT = "absent"
     """Nothing was sent: nobody there, or somebody who does not speak gRPC, or is not ready."""

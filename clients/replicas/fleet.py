@@ -25,7 +25,7 @@ FIRST_REST, LONGEST_REST = 0.25, 5.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a replica serves. numerics: None where that does not matter."""
+    """What a replica serves. numerics: None if that does not matter."""
 
     fingerprint: str
     numerics: str | None = None
@@ -95,7 +95,7 @@ class Fleet:
             return {name: one.fault for name, one in self._replicas.items() if not one.leaving}
 
     def identities(self) -> dict[str, Identity]:
-        """What each replica serves, as far as calls have told."""
+        """What each replica serves, as far as calls have shown."""
         with self._lock:
             return {n: one.identity for n, one in self._replicas.items() if one.identity}
 
@@ -107,8 +107,8 @@ class Fleet:
         avoid: Collection[str] = (),
         like: Identity | None = None,
     ) -> Address | None:
-        """Where a call goes; `leave` gives it back. keys: of its prompt; None: in turn. like: what
-        the replica must serve, where that is known. None: nobody is left."""
+        """Choose the replica of a call; `leave` returns it. keys: of its prompt; None: take turns.
+        like: what the replica must serve, if that is known. Returns None if no replica is left."""
         with self._lock:
             unable = self._unable(avoid, like)
             out = unable | self._resting()
@@ -126,12 +126,12 @@ class Fleet:
             return chosen.address
 
     def has_other(self, avoid: Collection[str], like: Identity | None = None) -> bool:
-        """Whether there is a replica beside these that may be asked at once."""
+        """Whether there is a replica other than these that may be tried at once."""
         with self._lock:
             return len(self._unable(avoid, like) | self._resting()) < len(self._replicas)
 
     def _unable(self, avoid: Collection[str], like: Identity | None) -> set[str]:
-        """Those that cannot have the call, whenever they wake."""
+        """The replicas that cannot have the call, whenever their pause ends."""
         out = {name for name in avoid if name in self._replicas}
         out |= {name for name in self._aside if self._replicas[name].leaving}
         if like is not None:
@@ -139,15 +139,15 @@ class Fleet:
         return out
 
     def _resting(self) -> set[str]:
-        """Those that are spared now. Forgets who need not be looked at next time."""
+        """The replicas that are paused now. Forgets those whose pause is over."""
         now = self._clock()
         resting = {name for name in self._aside if self._replicas[name].rests_until > now}
         self._aside = {n for n in self._aside if n in resting or self._replicas[n].leaving}
         return resting
 
     def _among(self, out: Collection[str], keys: PromptKeys | None) -> _Replica:
-        """Of all but those; there is one. All replicas are looked at only by a prompt that is new:
-        with thousands of them a walk at every call is the better part of a core."""
+        """Choose among all but those; there is one. All replicas are compared only for a new
+        prompt: with thousands of them, doing so at every call would take most of a core."""
         if keys is None or not self._by_prefix:
             return self._in_turn(out)
         calls = self._calls - sum(self._replicas[name].open for name in out)
@@ -201,8 +201,8 @@ class Fleet:
             if lost:
                 one.identity = None
 
-    def tell(self, name: str, identity: Identity) -> None:
-        """What it serves. Logs, once, which replicas serve different things."""
+    def set_identity(self, name: str, identity: Identity) -> None:
+        """Note what a replica serves. Logs, once, which replicas serve different things."""
         with self._lock:
             one = self._replicas.get(name)
             if one is None or one.identity == identity:

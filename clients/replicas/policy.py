@@ -1,4 +1,4 @@
-"""How a client uses several replicas: routing, resuming, and the budget for asking again."""
+"""How a client uses several replicas: routing, resuming, and the retry budget."""
 
 from dataclasses import dataclass
 

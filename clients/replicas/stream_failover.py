@@ -39,7 +39,8 @@ class Ending:
 
 
 class StreamFailover:
-    """Of one call. `begin`, `take` for each message, `ended`; and again while that says wait."""
+    """The failover of one call. Call `begin`, `take` for each message, then `ended`; and again if
+    that says to wait."""
 
     def __init__(
         self, shared: SharedState, request: pb.GenerateRequest, timeout: float | None
@@ -60,14 +61,14 @@ class StreamFailover:
         self._broke_at: tuple[str, str, float] | None = None  # address, fault, time
 
     def begin(self) -> tuple[Attempt, pb.GenerateRequest]:
-        """Whom to ask next, and what. Raises CallError."""
+        """The replica to call next, and the request for it. Raises CallError."""
         self._received, self._held, self._told = False, [], 0
         self._before = len(self._ids)
         self._attempt = self._failover.begin()
         return self._attempt, self._request if self._started is None else self._rest()
 
     def _rest(self) -> pb.GenerateRequest:
-        """The same request from where it broke."""
+        """The same request, continued from where it broke."""
         assert self._started is not None
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
@@ -79,7 +80,7 @@ class StreamFailover:
         return request
 
     def take(self, message: pb.GenerateResponse) -> list[Item]:
-        """What the caller gets of a message. Raises Differs."""
+        """What the caller gets for a message. Raises Differs."""
         self._received = True
         kind = message.WhichOneof("event")
         if kind == "started":
@@ -102,7 +103,7 @@ class StreamFailover:
         started, name = message.started, self._attempt.address.name
         identity = Identity(started.model_fingerprint, started.numerics)
         self._shared.fleet.up(name)
-        self._shared.fleet.tell(name, identity)
+        self._shared.fleet.set_identity(name, identity)
         if self._started is None:
             self._started = started
             exact = self._shared.policy.exact
@@ -118,7 +119,7 @@ class StreamFailover:
         return [Resumed(name, left, fault, len(self._ids), self._failover.breaks, pause)]
 
     def _on_prompt_logprobs(self, message: pb.GenerateResponse) -> list[Item]:
-        """What an earlier attempt has told already is left out."""
+        """Leave out what an earlier attempt has delivered."""
         told = message.prompt_logprobs
         count = len(told.logprobs) + told.HasField("first_token_id")
         self._told += count

@@ -13,14 +13,14 @@ from quire.v1 import inference_pb2 as pb
 
 
 class Holder(Protocol):
-    """Who can cancel the call of the moment from outside."""
+    """Lets other threads cancel the current call."""
 
     def hold(self, call: Any) -> None:
         """This is the call now; cancels it if the stream was closed meanwhile."""
 
     @property
     def closed(self) -> bool:
-        """Whether nobody wants any more of the stream."""
+        """Whether the stream is no longer wanted."""
 
 
 def read_stream(

@@ -1,5 +1,5 @@
-"""What `quire watch` serves to a browser on this machine: a page that shows what a server does.
+"""The page that `quire watch` serves to a browser on this machine, to show a server at work.
 
 Only used by the command. Nothing here listens beyond loopback, loads anything from elsewhere, or
-shows a text that the viewer has not asked for here.
+shows text other than of the viewer's own prompts.
 """

@@ -1,7 +1,7 @@
-"""A prompt that the viewer has written on the page, and what comes of it.
+"""A prompt that the viewer has written on the page, and its answer.
 
-Invariant: what is asked is checked before anything is sent; what comes back is plain values, one
-for each event, and the last one is `finished` or `error`.
+Invariant: the prompt is checked before anything is sent; the answer is plain values, one for each
+event, and the last one is `finished` or `error`.
 """
 
 import json
@@ -27,7 +27,7 @@ class BadPrompt(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the viewer asks for. temperature None: the model's own."""
+    """The viewer's prompt. temperature None: the model's own."""
 
     prompt: str
     max_tokens: int

@@ -54,7 +54,7 @@ _JSON, _TEXT = "application/json", "text/plain; charset=utf-8"
 @dataclass(frozen=True)
 class Watched:
     """What the page shows. chat: whether prompts are sent as a user's message. interval: seconds
-    between two looks. explain: the sentence for a failed call."""
+    between two updates. explain: the sentence for a failed call."""
 
     client: Client
     source: Source
@@ -86,18 +86,19 @@ class WatchServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The page's address."""
         return f"http://{LOOPBACK}:{self.server_port}/{self.token}/"
 
     @cached_property
     def hosts(self) -> frozenset[str]:
-        """What a browser may call this server; it leaves out HTTP's own port."""
+        """The Host headers that a browser may send for this server; it leaves out HTTP's own
+        port."""
         names = (LOOPBACK, "localhost")
         bare = names if self.server_port == 80 else ()
         return frozenset((*(f"{name}:{self.server_port}" for name in names), *bare))
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread, if there is room for one more."""
+        """Serve it in a thread, if there is room for one more."""
         if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -156,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._generate()
 
     def _name(self) -> str | None:
-        """What is asked for, behind the token; None: it was refused."""
+        """The requested file, after the token; None: it was refused."""
         host, path = self._target()
         if host not in self._server.hosts:
             told = "open the address that quire watch has printed, as it stands"
@@ -239,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class finds wrong with a request, without its page."""
+        """Errors found by the base class, without its HTML page."""
         del message, explain
         self._refuse(HTTPStatus(code), HTTPStatus(code).phrase.lower())
 

@@ -28,7 +28,7 @@ def as_plain(stats: pb.StatsResponse, *, operator: bool) -> dict[str, Any]:
 
 
 def _told(stats: pb.StatsResponse) -> dict[str, Any]:
-    """What only operators are told."""
+    """The part that only operators get."""
     requests = stats.requests
     return {
         "requests": {

@@ -1,7 +1,7 @@
-"""Where the page's numbers come from: one server, asked with the viewer's own key.
+"""The source of the page's numbers: one server, called with the viewer's own key.
 
-Invariant: however many pages are open, the server is asked once in `fresh` seconds at most. What
-the key may not see is left out and said; a call that fails is a sentence, never an exception.
+Invariant: however many pages are open, the server is called once in `fresh` seconds at most. What
+the key may not see is left out and said; a call that fails becomes a sentence, never an exception.
 """
 
 import threading
@@ -54,7 +54,7 @@ class Source:
             return {"error": self._explain(error)}
 
     def stats(self) -> pb.StatsResponse:
-        """As much as the key may see. Raises CallError."""
+        """The statistics that the key may see. Raises CallError."""
         if not self._operator:
             return self._client.stats(timeout=PATIENCE)
         try:

@@ -92,7 +92,7 @@ class _Stream:
         return sum(len(output.token_ids) for output in self._pending.values())
 
     def wait(self, now: float) -> float:
-        """Seconds during which more may be joined to what is pending; 0: deliver it now."""
+        """Seconds for which more outputs may be joined to the pending ones; 0: deliver now."""
         ends = any(output.finish is not None for output in self._pending.values())
         return 0.0 if self.is_new or ends else self._next_at - now
 
@@ -104,7 +104,7 @@ class _Stream:
         return True
 
     def wake(self) -> None:
-        """Let the reader take what is pending."""
+        """Let the reader take the pending outputs."""
         self._queued = False
         self._ready = True
         if self._waiter is not None and not self._waiter.done():
@@ -127,7 +127,7 @@ class _Stream:
         return taken
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Discard outputs from now on: the reader is gone."""
         if self.timer is not None:
             self.timer.cancel()
 
@@ -171,8 +171,8 @@ class AsyncEngine:
             self._end_streams(EngineDeadError("stopped"))
 
     def give_up(self) -> str:
-        """Give up an engine whose step does not end: from now on it counts as dead, and nobody
-        waits for it. Open generate() calls get EngineDeadError. Returns the error's id."""
+        """Declare an engine dead whose step does not end. Nothing waits for it any more; open
+        generate() calls get EngineDeadError. Returns the error's id."""
         error = EngineDeadError(secrets.token_hex(4))
         self.abandoned = True
         self._link.give_up()
@@ -250,7 +250,8 @@ class AsyncEngine:
             self._link.send(Abort(request.key))
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """What constraints are compiled for; to be called before the first request with one."""
+        """The vocabulary that constraints are compiled for. Call it before the first constrained
+        request."""
         self._link.send(SetVocabulary(vocabulary))
 
     def finish(self, key: int, index: int, kept: int) -> None:
@@ -331,8 +332,8 @@ class AsyncEngine:
         self._pacer.run()
 
     def _joins_later(self, stream: _Stream, output: Output) -> bool:
-        """Whether a mere start waits for the first tokens, or for the call's answer: in a burst of
-        calls it does, as waking its reader twice would delay the calls behind it."""
+        """Whether `started` waits for the first tokens, or for the call to be acknowledged. It does
+        in a burst of calls, where waking its reader twice would delay the calls behind it."""
         return stream.is_silent and output.finish is None and self._new_calls.coming()
 
     def _answer(self, streams: list[_Stream]) -> None:

@@ -1,8 +1,8 @@
-"""A process of ours: started with a private socket and a word of shared memory, ended with us.
+"""Starts the engine's process with a private socket and a word of shared memory, and ends it.
 
-Invariant: nothing of this process's state goes along but the two descriptors, the environment and
-standard error; a child is waited for, so it leaves no zombie. It is to end itself when the socket's
-other end is closed, however that comes about (see engine_process).
+Invariant: the child inherits only the two descriptors, the environment and standard error. It is
+waited for, so it leaves no zombie. It must end itself when the socket's other end is closed, for
+whatever reason (see engine_child).
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """The process id."""
         return self._process.pid
 
     def ask_for_stacks(self) -> None:
@@ -61,7 +61,7 @@ class Child:
         return self._process.wait()
 
     def end(self) -> None:
-        """Kill it if need be, and leave nothing of it behind."""
+        """Kill it if it still runs, wait for it, and release its resources."""
         self.kill()
         self.wait()
         self.socket.close()

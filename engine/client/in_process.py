@@ -1,8 +1,8 @@
-"""The way to an engine in a process of its own: the parent's end.
+"""The parent's end of the link to an engine in its own process.
 
-Invariant: the event loop neither waits for the child nor polls it. Commands of one turn of the loop
-go as one frame; what the socket does not take at once waits here. The child's end, whatever it came
-from, is told once: as the refusal to start that it was, or as a death.
+Invariant: the event loop neither waits for the child nor polls it. The commands of one turn of the
+loop are sent as one frame; bytes that the socket does not take at once are kept here. However the
+child ends, that is reported once: as a refusal to start, or as a death.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _CHUNK = 1 << 20  # bytes read at once
 
 
 class ProcessLink:
-    """A Link to an engine in a child that has been started and told nothing yet."""
+    """A Link to an engine in a child process that has been started and has received nothing yet."""
 
     loop_share = PROCESS_SHARE
 
@@ -123,7 +123,7 @@ class ProcessLink:
     # ------------------------------------------------------------ back
 
     def _read(self) -> bool:
-        """Take in what is there; whether there was anything."""
+        """Process the bytes that have arrived; False if there were none."""
         try:
             size = self._child.socket.recv_into(self._buffer)
         except BlockingIOError:
@@ -198,8 +198,8 @@ class ProcessLink:
     # ------------------------------------------------------------ sight
 
     def busy_since(self) -> float | None:
-        """See Link. A child that is idle and does not take what it is sent counts as busy since
-        then."""
+        """See Link. A child that is idle and does not read its commands counts as busy from then
+        on."""
         since = self._child.busy.since
         return self._asked_since if since is None else since
 

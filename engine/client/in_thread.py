@@ -1,8 +1,8 @@
-"""An engine on a thread of this process: the way there, and the thread.
+"""A link to an engine that runs on a thread of this process, and that thread.
 
-Invariant: the engine is built on, and touched by, its own thread alone. Commands wait in a list
-under one short lock; of batches there is at most one call into the event loop on its way, however
-many steps have ended since.
+Invariant: only the engine's own thread builds and touches the engine. Commands wait in a list under
+one short lock. At most one call into the event loop is pending for batches, however many steps have
+ended meanwhile.
 """
 
 import asyncio
@@ -78,11 +78,11 @@ class ThreadLink:
         return self._busy.since
 
     def stack(self) -> str:
-        """Where the thread stands."""
+        """The thread's current stack."""
         return stack_of(None if self._thread is None else self._thread.ident)
 
     def give_up(self) -> None:
-        """See Link: from here on nobody waits for the thread."""
+        """See Link. Nothing waits for the thread from here on."""
         self._abandoned = True
         self._deliver()
 
@@ -116,7 +116,7 @@ class ThreadLink:
     def _publish(self, batch: Batch) -> None:
         """One call into the event loop a batch; none while it has not answered the last."""
         with self._lock:
-            if batch.blocks and self._undelivered:  # bounded, however long nobody takes them
+            if batch.blocks and self._undelivered:  # bounded, even if they are not taken
                 last = self._undelivered[-1]
                 batch.blocks, last.blocks = kv_events.joined(last.blocks, batch.blocks), ()
             self._undelivered.append(batch)
@@ -137,7 +137,7 @@ class ThreadLink:
 
 
 def stack_of(thread: int | None) -> str:
-    """Where a thread (its ident) stands now."""
+    """The current stack of the thread with this ident."""
     frame = None if thread is None else sys._current_frames().get(thread)
     return "the thread has ended" if frame is None else "".join(traceback.format_stack(frame))
 

@@ -1,9 +1,9 @@
-"""Gives what happens to the cached blocks to all who watch, each at a pace of its own.
+"""Distributes the events of cached blocks to all watchers, each at its own pace.
 
-Invariant: a watcher gets a snapshot, or goes on from a number that the hub still has, and then
-every change once and in order. Whoever falls behind, and whoever was after something that got lost
-on the way, gets a snapshot again; nobody's slowness is another's matter. The engine records
-nothing while nobody is here.
+Invariant: a watcher gets a snapshot, or continues from a number that the hub still has, and then
+every change once and in order. A watcher that falls behind, or asks to continue from a number that
+is gone, gets a snapshot again. Watchers do not slow each other down. The engine records nothing
+while there are no watchers.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class _Watcher:
         return True
 
     def start_over(self) -> None:
-        """What waits is of no use before a snapshot has come."""
+        """Drop what is queued: it is of no use before the next snapshot."""
         self._waiting.clear()
         self._num_events = 0
         self.needs_snapshot = True
@@ -60,7 +60,7 @@ class _Watcher:
 
 
 class KvHub:
-    """Of one engine; on its event loop."""
+    """The hub of one engine, on its event loop."""
 
     def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
         """begin: asks the engine for a snapshot, and for changes from then on. end: of neither."""
@@ -88,11 +88,11 @@ class KvHub:
                 self._end()
 
     def deliver(self, batches: Sequence[KvEvents]) -> None:
-        """What the engine says, in order."""
+        """Pass on the engine's events, in order."""
         asked = False
         for batch in batches:
             if not self._watchers:
-                return  # the loop had not heard yet that nobody watches
+                return  # the loop did not know yet that there are no watchers
             if batch.kind == SNAPSHOT:
                 self._take_snapshot(batch)
             elif self._follows(batch):
@@ -125,7 +125,7 @@ class KvHub:
                 watcher.push(batch)
 
     def _take_changes(self, batch: KvEvents) -> bool:
-        """False: somebody has fallen behind."""
+        """Queue changes for all watchers; False if one has fallen behind."""
         if self._sequence is None:
             return True  # of no use without the snapshot that is on its way
         self._sequence = batch.sequence
@@ -142,7 +142,7 @@ class KvHub:
     # ------------------------------------------------------------ those who come back
 
     def _go_on(self, watcher: _Watcher, start: int) -> bool:
-        """Give a watcher what it has not seen; False: that is not known any more."""
+        """Queue the changes that a watcher has not seen; False if they are no longer kept."""
         if not self._history or not start:
             return False
         assert self._sequence is not None

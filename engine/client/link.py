@@ -1,7 +1,7 @@
-"""The way to an engine that runs somewhere else: on another thread, or in another process.
+"""The link to an engine that runs elsewhere: on another thread, or in another process.
 
-Invariant: a link carries plain data and decides nothing. What the engine says arrives on the event
-loop that started the link, in order: any number of batches, then at most one death, then silence.
+Invariant: a link carries plain data and decides nothing. What the engine sends arrives on the event
+loop that started the link, in order: any number of batches, then at most one death, then nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from quire.engine.loop.stats import EngineInfo
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Who is told, on the event loop."""
+    """Receives what the engine sends, on the event loop."""
 
     deliver: Callable[[Sequence[Batch]], None]
     died: Callable[[EngineDeadError], None]
@@ -24,11 +24,11 @@ class Receiver:
 
 
 class Link(Protocol):
-    """One engine's. All methods but busy_since and stack are to be called on one event loop."""
+    """A link to one engine. Call all methods but busy_since and stack on one event loop."""
 
     @property
     def loop_share(self) -> float:
-        """Of one core, what the event loop may use without taking it from the engine."""
+        """The share of one core that the event loop may use without slowing the engine."""
         ...
 
     async def start(self, receiver: Receiver) -> EngineInfo:
@@ -36,7 +36,7 @@ class Link(Protocol):
         ...
 
     def send(self, command: Command) -> None:
-        """In order; nothing if the engine has ended."""
+        """Send commands in order. No effect if the engine has ended."""
         ...
 
     def busy_since(self) -> float | None:
@@ -44,12 +44,12 @@ class Link(Protocol):
         ...
 
     def stack(self) -> str:
-        """Where the engine stands now; empty where it writes that to standard error itself."""
+        """The engine's current stack; empty if the engine writes it to standard error itself."""
         ...
 
     def give_up(self) -> None:
-        """The engine does not answer: deliver what has come of it, end it as far as possible, and
-        wait for nothing."""
+        """For an engine that does not answer: deliver what has arrived, end the engine as far as
+        possible, and do not wait."""
         ...
 
     async def stop(self) -> None:

@@ -35,7 +35,7 @@ QUIET = 0.002  # seconds without a new call after which no more are expected
 TOGETHER = 0.01  # seconds between two calls that may be a burst's: one may hold up the next
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
-FIRST_AT_ONCE = 64  # first tokens that need no credit: so many cost the engine little
+FIRST_AT_ONCE = 64  # first tokens that need no credit: this many cost the engine little
 
 _LEAST_PAUSE = 0.0005
 _SLICES = 4  # between two readings of the clocks, which cost a system call
@@ -50,7 +50,7 @@ class Wakeable(Protocol):
 
 
 class Pacer:
-    """Wakes streams on the loop whose call_later it is given. Used on that loop only."""
+    """Wakes streams on the event loop whose call_later it is given. Used on that loop only."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Pacer:
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         """share: of one core. calls_come: whether new calls are arriving, which go first. wall and
-        cpu: seconds; cpu is the calling thread's CPU time."""
+        cpu: clocks in seconds; cpu measures the calling thread's CPU time."""
         self._call_later = call_later
         self._share = share
         self._calls_come = calls_come
@@ -71,7 +71,7 @@ class Pacer:
         self._credit = BURST
         self._wall_seen, self._cpu_seen = wall(), cpu()
         self._scheduled = False
-        self.unbounded = False  # the engine is idle: nobody else wants the time
+        self.unbounded = False  # the engine is idle: nothing else needs the time
         self._longest = 0  # the queue, since it was last empty
         self._paid_at = self._turn_at = self._wall_seen  # no words are owed from before
         self._held_at = float("-inf")  # when new calls last went first
@@ -120,7 +120,7 @@ class Pacer:
             self._longest = 0
 
     def _after_pause(self) -> None:
-        """Wake those whose time has come after a pause, even if the loop was busy throughout."""
+        """Wake streams whose pause is over, even if the loop was busy throughout."""
         self._unsettled = 0
         self._settle()
         if self._credit <= 0:
@@ -141,14 +141,13 @@ class Pacer:
                 self._first.popleft()[1].wake()
 
     def _owed(self, now: float) -> int:
-        """How many must be woken now so that the longest queue drains within `PATIENCE`."""
+        """How many streams must be woken now so that the longest queue drains within `PATIENCE`."""
         owed = math.ceil(self._longest * (now - self._paid_at) / PATIENCE)
         self._paid_at = now
         return owed
 
     def _wake_overdue(self, now: float) -> None:
-        """Wake streams whose time would be up before the next turn, if that is as long as the
-        last."""
+        """Wake streams that would be overdue by the next turn, if it takes as long as the last."""
         in_flood = now - self._held_at < FLOOD_PATIENCE
         patience = FLOOD_PATIENCE if in_flood else PATIENCE
         ahead = min(now - self._turn_at, patience / 2) + LONGEST_PAUSE
@@ -171,11 +170,13 @@ class Pacer:
 
 
 class NewCalls(Generic[_T]):
-    """Calls as they come in. In a burst, which two make that come together, they go before all
-    else: before the words of streams, whose pacer asks `coming`, and before their own answers.
+    """Detects bursts of calls as they arrive.
 
-    A call takes several turns of the loop to come in, so a turn full of messages holds up every
-    call behind it; and the engine can begin with those that came while the others still come."""
+    Two calls that arrive close together are a burst. In a burst, calls go before streams' outputs
+    (the pacer asks `coming`) and before their own acknowledgements: a call takes several turns of
+    the loop to arrive, and a turn full of messages delays every call behind it. A call that arrives
+    alone delays nobody, and an endless flood is not treated as a burst for long.
+    """
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
-"""An engine in a process of its own: what runs there.
+"""The main program of an engine's process.
 
-Invariant: the main thread builds the engine and runs its loop, and no other thread takes the
-interpreter from it: it looks into the socket itself, without blocking, once a turn. A parent that
-is slow holds up no step either: what the socket does not take is kept, and joined to what comes
-later, so it stays as small as the number of live requests.
+Invariant: the main thread builds the engine and runs its loop, and no other thread competes for the
+interpreter: the loop itself polls the socket once a turn, without blocking. A slow parent delays no
+step: outputs that the socket does not take are kept and joined with later ones, so they never
+exceed one per live index.
 
-The process is its parent's alone, and ends with it: see lifeline. Signals that ask for stacks: see
+The process belongs to its parent and ends with it (see lifeline). Signals that ask for stacks: see
 stacks.
 """
 
@@ -34,7 +34,7 @@ _CHUNK = 1 << 18  # bytes read at once
 
 
 class Channel:
-    """The child's end of the socket: Inbox and outlet of its loop. Of one thread."""
+    """The child's end of the socket: the loop's inbox and outlet. Used by one thread."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -46,7 +46,7 @@ class Channel:
         self._late: Batch | None = None  # joined, until the socket has taken all that is unsent
 
     def wait_for_config(self) -> EngineConfig:
-        """What to build: the parent's first message."""
+        """The configuration of the engine to build: the parent's first message."""
         while not self._messages:
             self._wait()
             self._receive()
@@ -74,7 +74,7 @@ class Channel:
             self.say(wire.pack_batch(batch))
 
     def say(self, message: wire.Message) -> None:
-        """Send it, behind all that was said before, as soon as the socket takes it."""
+        """Send a message after all earlier ones, as soon as the socket takes it."""
         self._pack_late()
         self._unsent += wire.frame(message)
         self._flush()
@@ -97,7 +97,7 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError:
-                lifeline.leave_orphaned()
+                lifeline.exit_orphaned()
             del self._unsent[:sent]
 
     def _pack_late(self) -> None:
@@ -106,7 +106,7 @@ class Channel:
             self._unsent += wire.frame(wire.pack_batch(late))
 
     def _receive(self) -> None:
-        """Take in all that is there."""
+        """Read everything that has arrived."""
         while True:
             try:
                 size = self._socket.recv_into(self._buffer)
@@ -115,11 +115,11 @@ class Channel:
             except OSError:
                 size = 0
             if not size:
-                lifeline.leave_orphaned()
+                lifeline.exit_orphaned()
             self._messages += self._frames.feed(self._buffer[:size])
 
     def _wait(self) -> None:
-        """Until there is something to read, or what is unsent can go on its way."""
+        """Wait until there is something to read, or unsent bytes can be written."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
         poll.poll()
@@ -151,7 +151,7 @@ def run(
     for descriptor in (connection, mark):  # or compilers that are run here would hold them open
         os.set_inheritable(descriptor, False)
     parent = socket.socket(fileno=connection)
-    lifeline.hold_to(parent)
+    lifeline.end_with_parent(parent)
     stacks.answer_signals()
     builder = load_builder()
     channel = Channel(parent)

@@ -25,8 +25,8 @@ _READER_MS = 5_000  # to wait for a reader who takes nothing
 
 
 def answer_signals() -> None:
-    """From now on. To be called on the main thread, before others are started: threads inherit
-    that the signal is not for them."""
+    """Start answering these signals. Call it on the main thread before other threads are started:
+    they inherit the blocked signal."""
     faulthandler.register(LAST_WORDS, file=_STANDARD_ERROR, all_threads=True)
     signal.signal(_ASKED, _on_asked)  # should a thread that is older than this get the signal
     signal.pthread_sigmask(signal.SIG_BLOCK, {_ASKED})

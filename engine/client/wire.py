@@ -1,11 +1,11 @@
-"""Commands, batches and what else crosses between two processes, as frames of bytes.
+"""Commands, batches and other messages between the two processes, as frames of bytes.
 
 A frame is its length (four bytes, little-endian) and one marshalled message: a tuple that begins
-with its kind, of plain tuples, lists, numbers, texts and bytes.
+with its kind and contains only tuples, lists, numbers, strings and bytes.
 
-Invariant: marshal is right here, and nowhere else: both ends are this same program in the same
-interpreter, and the socket between them is private, made by one and inherited by the other, so
-nobody else can write to it. What is packed and unpacked is equal to what it was.
+Invariant: marshal is safe here, and only here: both ends are the same program in the same
+interpreter, and the socket between them is private, created by one and inherited by the other, so
+nobody else can write to it. Unpacking gives back what was packed.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ _COMMANDS: dict[str, Any] = {kind.__name__: kind for kind in _SMALL}
 
 
 def pack_command(command: Command) -> Message:
-    """A Submit or one of the small ones, by its name."""
+    """A Submit, or one of the small commands by its name."""
     match command:
         case Submit(request):
             return "Submit", _pack_request(request)
@@ -104,7 +104,7 @@ def pack_command(command: Command) -> Message:
 
 
 def unpack_command(packed: Message) -> Command:
-    """What pack_command was given."""
+    """The reverse of pack_command."""
     name, *values = packed
     if name == "Submit":
         return Submit(_unpack_request(values[0]))
@@ -168,7 +168,7 @@ def pack_batch(batch: Batch) -> Message:
 
 
 def unpack_batch(packed: Message) -> Batch:
-    """What pack_batch was given."""
+    """The reverse of pack_batch."""
     _, outputs, stats, times, answers, blocks = packed
     return Batch(
         [_unpack_output(output) for output in outputs],
@@ -233,7 +233,7 @@ def pack_info(info: EngineInfo) -> Message:
 
 
 def unpack_info(packed: Message) -> EngineInfo:
-    """What pack_info was given."""
+    """The reverse of pack_info."""
     values = dict(zip(_INFO_FIELDS, packed[1], strict=True))
     values["generation"] = GenerationDefaults(*values["generation"])
     return EngineInfo(**values)

@@ -1,8 +1,8 @@
-"""Requests whose constraints are being compiled: they wait here, and nobody waits for them.
+"""Requests whose constraints are still being compiled. They wait here, outside every queue.
 
-Invariant: compiling, and taking in resumed outputs, happen on threads of their own, so that no step
-waits for a grammar. The engine's thread alone calls what stands here; a request leaves once,
-to the scheduler, with an error, or dropped.
+Invariant: compiling, and replaying resumed outputs through a matcher, happen on threads of their
+own, so no step waits for a grammar. Only the engine's thread calls these methods. A request leaves
+once: to the scheduler, with an error, or dropped.
 """
 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -17,7 +17,8 @@ Compiled = Future[list[Constrained]]
 
 
 class Compiling:
-    """Holds requests until their matchers are there, over what makes matchers (None: nothing)."""
+    """Holds requests until their matchers exist. matchers: compiles constraints; None if there are
+    none."""
 
     def __init__(self, matchers: Matchers | None) -> None:
         self._matchers = matchers
@@ -29,7 +30,7 @@ class Compiling:
         return bool(self._held)
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """What matchers are to be made for."""
+        """The vocabulary that constraints are compiled for."""
         if self._matchers is not None:
             self._matchers.set_vocabulary(vocabulary)
 
@@ -40,16 +41,17 @@ class Compiling:
         self._held[request.key] = (request, self._pool.submit(self._compile, request))
 
     def drop(self, key: int) -> None:
-        """Nobody wants it any more. Unknown keys are nothing."""
+        """Forget a request that was aborted. Unknown keys have no effect."""
         if key in self._held:
             self._held.pop(key)[1].cancel()
 
     def wait(self, seconds: float) -> None:
-        """Until something is ready, or so long."""
+        """Block until a request is ready, or until the timeout."""
         wait([compiled for _, compiled in self._held.values()], seconds, FIRST_COMPLETED)
 
     def ready(self) -> list[tuple[GenerationRequest, Compiled]]:
-        """Those whose compiling has ended, in the order of their coming. They are held no more."""
+        """The requests whose compiling has ended, in order of arrival. They are no longer held
+        here."""
         done = [entry for entry in self._held.values() if entry[1].done()]
         for request, _ in done:
             del self._held[request.key]

@@ -46,7 +46,7 @@ class Pending(Protocol):
 
 
 class StepRunner(Protocol):
-    """What the loop needs of a runner."""
+    """The interface of a runner that the loop needs."""
 
     def execute(self, plan: StepPlan) -> Pending | None:
         """Launch a step. None if some row needs a mask: then only the model was launched, and

@@ -1,4 +1,4 @@
-"""What start-up made stays: collections need not look at it again, and stall no step for it."""
+"""Garbage collection that does not stall steps: start-up's objects are never scanned again."""
 
 import contextlib
 import gc
@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 
 def freeze() -> None:
-    """Collect once, and let later collections pass over all that is there now."""
+    """Collect once, then exclude all objects that exist now from later collections."""
     gc.collect()
     gc.freeze()
 
 
 @contextlib.contextmanager
 def put_off() -> Iterator[None]:
-    """Around imports of torch, whose modules stay: collections would take a fifth of their time."""
+    """Turn collection off while torch is imported. Its modules stay, and collections would take a
+    fifth of the import time."""
     looks = gc.isenabled()
     gc.disable()
     try:
@@ -25,8 +26,8 @@ def put_off() -> Iterator[None]:
 
 @contextlib.contextmanager
 def put_off_for_good() -> Iterator[None]:
-    """The same in a process of one engine, or one rank. Later collections pass over all objects of
-    that moment: neither they nor what they refer to is ever collected."""
+    """The same for a process of one engine or rank. All objects that exist then are excluded from
+    later collections: neither they nor what they refer to is ever collected."""
     with put_off():
         try:
             yield

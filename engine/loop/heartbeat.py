@@ -1,7 +1,7 @@
-"""Since when the engine's loop has been at its present turn: one number that outlives any hang.
+"""The time at which the engine's loop began its current turn, readable even while the loop hangs.
 
-Invariant: eight bytes, written by the loop alone and read from anywhere, another process included,
-where the memory is shared; reading needs neither a lock nor the loop's help, so a watchdog can tell
+Invariant: eight bytes, written by the loop alone and read from anywhere, also from another process
+if the memory is shared. Reading needs neither a lock nor the loop's help, so a watchdog can detect
 a loop that hangs. time.monotonic() is one clock for all processes of a machine.
 """
 
@@ -15,7 +15,8 @@ class Heartbeat:
     """When the present turn began (time.monotonic), or nothing: the loop is idle."""
 
     def __init__(self, memory: memoryview | None = None) -> None:
-        """memory: SIZE bytes, shared with whom it concerns; default: this process's own."""
+        """memory: SIZE bytes, shared with the processes that read it; by default private to this
+        one."""
         cells = memoryview(bytearray(SIZE)) if memory is None else memory
         self._cell = cells.cast("B").cast("d")
 

@@ -1,9 +1,9 @@
-"""Numbers what happens to the cached blocks, for as long as somebody watches.
+"""Numbers the changes to cached blocks while there are watchers.
 
-Invariant: numbers rise by one from change to change for the engine's life, and by one more
-whenever watching begins: what happened in between was not recorded, so the number before it is
-nobody's to go on from. They begin with the time, so that a number of an engine before this one is
-not mistaken for one of its own.
+Invariant: numbers rise by one per change for the engine's life, and by one more whenever watching
+begins again: changes in between were not recorded, so nobody can continue from the number before.
+They start from the time, so that a number from an earlier engine is not mistaken for one of this
+one.
 """
 
 import time
@@ -13,7 +13,7 @@ from quire.engine.scheduling.kv_events import CHANGES, SNAPSHOT, Known, KvEvents
 
 
 class KvWatch:
-    """Of one prefix cache, or of a pair; on the engine's thread."""
+    """Watches one prefix cache, or a pair of them. Used on the engine's thread."""
 
     def __init__(self, cache: Known, clock: Callable[[], float] = time.time) -> None:
         """clock: seconds since 1970."""
@@ -23,7 +23,8 @@ class KvWatch:
         self._told: list[KvEvents] = []
 
     def begin(self) -> None:
-        """Tell all that is held, and from then on what changes. Asked again: all once more."""
+        """Send everything that is held, then every change. If called again, everything is sent
+        again."""
         if self._cache.log is None:
             self._sequence += 1
             self._cache.log = KvLog()
@@ -32,12 +33,12 @@ class KvWatch:
         self._told.append(KvEvents(self._sequence, self._clock(), SNAPSHOT, held))
 
     def end(self) -> None:
-        """Nobody watches any more."""
+        """Stop recording: there are no watchers left."""
         self._cache.log = None
         self._told.clear()
 
     def take(self) -> tuple[KvEvents, ...]:
-        """What there is to tell since the last call."""
+        """The events since the last call."""
         if self._cache.log is None:
             return ()
         self._collect()

@@ -48,7 +48,7 @@ Progress = Callable[[str, float], None]
 
 
 class BuiltEngine(Protocol):
-    """What the loop drives."""
+    """The interface of an engine that the loop needs."""
 
     core: EngineCore
     info: EngineInfo
@@ -87,7 +87,7 @@ class Batch:
 
 
 class EngineLoop:
-    """Drives one engine on behalf of one client side."""
+    """Runs one engine for one client."""
 
     def __init__(
         self,

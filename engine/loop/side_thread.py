@@ -1,9 +1,10 @@
-"""A thread that works beside the engine's, while that one waits without the interpreter's lock.
+"""A thread that works while the engine's thread waits without holding the interpreter's lock.
 
-It is asked through queues in C, not through a pool's futures: those cost the asking thread more, of
-a step of little more than 1 ms.
+Work is handed over through queues written in C instead of a thread pool's futures, which would cost
+the engine's thread too much of a step of little more than 1 ms.
 
-Invariant: between two pieces of work the thread holds nothing of its owner, and ends with it.
+Invariant: between two pieces of work the thread holds no reference to its owner's objects. It ends
+with its owner.
 """
 
 import threading

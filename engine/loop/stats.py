@@ -1,4 +1,4 @@
-"""What the engine tells of itself: EngineInfo once, EngineStats as a snapshot after each step."""
+"""What the engine reports: EngineInfo once, EngineStats as a snapshot after each step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def snapshot(
     memory: tuple[int, int] = (0, 0),
     rank_memory: tuple[tuple[int, int], ...] = (),
 ) -> EngineStats:
-    """What scheduler and pool hold and have counted. memory: bytes allocated now, at the peak."""
+    """The gauges and counters of scheduler and pools. memory: bytes allocated, and at the peak."""
     pool, counters = scheduler.pool, scheduler.counters
     stats = EngineStats(
         running=scheduler.num_running,
@@ -112,7 +112,7 @@ def snapshot(
 
 
 def _of_all(stats: EngineStats, pools: Sequence[BlockPool]) -> EngineStats:
-    """The same with the blocks of several pools together."""
+    """The same counters summed over several pools."""
     total, free = sum(pool.num_usable for pool in pools), sum(pool.num_free for pool in pools)
     return stats._replace(
         blocks_total=total,

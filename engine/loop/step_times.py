@@ -1,7 +1,7 @@
-"""How long steps take, by what they hold.
+"""Step times by kind of step.
 
-Invariant: a step's time runs from its launch, or from the end of the step before it where it had to
-queue behind that one, to the arrival of its result; so the times of a busy engine add up to the
+Invariant: a step's time runs from its launch to the arrival of its result; if it had to queue
+behind the step before it, from the end of that one. So the times of a busy engine add up to the
 time it was busy. Written by the engine's thread alone.
 """
 
@@ -34,7 +34,7 @@ class StepTimes:
 
     @classmethod
     def of(cls, values: Values) -> "StepTimes":
-        """A copy made of what `values` gave, perhaps in another process."""
+        """Rebuild it from `values`, perhaps in another process."""
         times = cls.__new__(cls)
         told = zip(KINDS, values, strict=True)
         times.histograms = {kind: Histogram(BOUNDS, *counted) for kind, counted in told}

@@ -1,7 +1,7 @@
-"""What every model offers, and what all of them do alike.
+"""The base class of all models, and what they all do alike.
 
-Invariant: parameters are allocated when a model is built and keep their addresses; whoever fills
-them (`quire.engine.weights`) does so in place. Inference only: no gradients.
+Invariant: parameters are allocated when a model is built and keep their addresses;
+`quire.engine.weights` fills them in place. Inference only: no gradients.
 """
 
 from abc import ABC, abstractmethod
@@ -80,7 +80,7 @@ class CausalModel(ABC):
 
     @abstractmethod
     def states(self, hidden: Tensor) -> Tensor:
-        """Hidden states behind the final norm, not rounded: [L, H] fp32. hidden: [L, H]."""
+        """Hidden states after the final norm, not rounded: [L, H] fp32. hidden: [L, H]."""
 
     @property
     def fingerprint(self) -> str:

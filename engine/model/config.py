@@ -1,8 +1,8 @@
-"""What a model is: shape, position encoding, end tokens and its own sampling defaults.
+"""A model's configuration: shape, position encoding, end tokens and default sampling parameters.
 
-Invariant: a ModelConfig that exists describes a model that Quire computes in full. What a
-checkpoint asks for and Quire does not do (another activation, another kind of attention, ...) is
-refused when its files are read, never left out.
+Invariant: a ModelConfig that exists describes a model that Quire computes in full. If a checkpoint
+asks for something that Quire does not compute (another activation, another kind of attention, ...)
+it is refused when its files are read, never ignored.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Feed-forward layers of which each token takes a few (Shazeer et al., 2017).
+    """Mixture-of-experts layers: each token uses a few experts (Shazeer et al., 2017).
 
     intermediate_size: inner width of one expert. norm_topk_prob: whether the weights of a token's
     experts are scaled to a sum of 1. dense_layers: layers that have one dense MLP instead.
@@ -85,12 +85,13 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Fp8:
-    """Linear layers in FP8, as Qwen publishes them: e4m3, a scale a block of 128 x 128, activations
-    rounded a token and 128 columns at a time. Embeddings, head, routers and norms are not.
+    """Linear layers in FP8, as Qwen publishes them: e4m3 with one scale per block of 128 x 128;
+    activations are quantized per token and 128 columns. Embeddings, head, routers and norms are not
+    FP8.
 
-    skipped: modules that stay in the model's dtype, under the names of the checkpoint; a name also
-    stands for all that is inside it, and for all modules that end with it. made_on_load: what is
-    stored is not FP8, and is made so while it is loaded.
+    skipped: modules that stay in the model's dtype, by their names in the checkpoint; a name also
+    stands for everything inside that module, and for all modules that end with it. made_on_load:
+    the checkpoint is not FP8 and is converted while it is loaded.
     """
 
     skipped: tuple[str, ...] = ()
@@ -175,7 +176,7 @@ class ModelConfig:
 
     @property
     def window_layers(self) -> int:
-        """How many layers have a window where others have none; else 0."""
+        """How many layers have a window while others see everything; else 0."""
         return self.num_layers - len(self.full_layers) if self.full_layers else 0
 
     @property

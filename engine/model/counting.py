@@ -1,4 +1,4 @@
-"""How much a model's weights are, counted from their placements, without memory for them."""
+"""The size of a model's weights, counted from their placements, without allocating them."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Count:
 
 @lru_cache(maxsize=64)
 def count(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Count:
-    """What all weights of a model come to if they are kept in `dtype`."""
+    """Parameters and bytes of all weights of a model if they are kept in `dtype`."""
     model = build_model(config, cast(Ops, reference), dtype=dtype, device=torch.device("meta"))
     placements = model.placements()
     return Count(

@@ -17,14 +17,14 @@ from torch import Tensor
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.model.layers.mlp import DenseMlp, ExpertsMlp
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
-from quire.engine.model.layers.residual import Stream
+from quire.engine.model.layers.residual import ResidualStream
 from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
-from quire.engine.model.layers.setting import Setting
 from quire.engine.model.product import Product
 from quire.engine.model.spec import AttentionSpec
 from quire.kernels.weight import Weight
@@ -36,18 +36,18 @@ class DecoderLayer:
     """One decoder layer. Its weights are this rank's share."""
 
     def __init__(
-        self, setting: Setting, config: ModelConfig, spec: AttentionSpec, index: int
+        self, context: BuildContext, config: ModelConfig, spec: AttentionSpec, index: int
     ) -> None:
         self._eps = config.rms_norm_eps
         hidden, name = config.hidden_size, f"model.layers.{index}"
-        self.input_norm, self.post_norm = setting.new(hidden), setting.new(hidden)
+        self.input_norm, self.post_norm = context.new(hidden), context.new(hidden)
         window = config.window_of(index) or 0
-        self.attention = SelfAttention(setting, f"{name}.self_attn", config, spec, window)
+        self.attention = SelfAttention(context, f"{name}.self_attn", config, spec, window)
         experts = config.experts_of(index)
         self.mlp = (
-            DenseMlp(setting, f"{name}.mlp", hidden, config.intermediate_size, merged=spec.merged)
+            DenseMlp(context, f"{name}.mlp", hidden, config.intermediate_size, merged=spec.merged)
             if experts is None
-            else ExpertsMlp(setting, f"{name}.mlp", hidden, experts)
+            else ExpertsMlp(context, f"{name}.mlp", hidden, experts)
         )
         self.placements: list[Placement] = [
             whole(f"{name}.input_layernorm.weight", self.input_norm),
@@ -68,15 +68,15 @@ class DecoderLayer:
 
     def __call__(
         self,
-        stream: Stream,
+        stream: ResidualStream,
         then: Tensor,
         batch: ForwardBatch,
         k_cache: Tensor,
         v_cache: Tensor,
         rope: Tensor,
-    ) -> Stream:
-        """stream: [T, H]; then: [H], the norm behind this layer; caches: [num_blocks, Hkv,
-        block_size, D] -> [T, H]."""
+    ) -> ResidualStream:
+        """stream: [T, H]; then: [H], the norm weight that follows this layer; caches: [num_blocks,
+        Hkv, block_size, D] -> [T, H]."""
         norms = self.input_norm, self.post_norm
         stream = self.attention(stream, *norms, batch, k_cache, v_cache, rope)
         return self.mlp(stream, self.post_norm, then, self._eps)
@@ -85,26 +85,26 @@ class DecoderLayer:
 class Decoder(CausalModel):
     """The whole model on one rank."""
 
-    def __init__(self, setting: Setting, config: ModelConfig, spec: AttentionSpec) -> None:
-        kv_heads = setting.world.split_kv_heads(config.num_kv_heads, "num_key_value_heads")
-        super().__init__(config, setting.dtype, setting.device, length(kv_heads))
-        self._ops = setting.ops
+    def __init__(self, context: BuildContext, config: ModelConfig, spec: AttentionSpec) -> None:
+        kv_heads = context.world.split_kv_heads(config.num_kv_heads, "num_key_value_heads")
+        super().__init__(config, context.dtype, context.device, length(kv_heads))
+        self._ops = context.ops
         self._spec = spec
         size = config.vocab_size, config.hidden_size
-        self.embedding = VocabTable(setting, "model.embed_tokens", *size)
+        self.embedding = VocabTable(context, "model.embed_tokens", *size)
         self.layers = [
-            DecoderLayer(setting, config, spec, index) for index in range(config.num_layers)
+            DecoderLayer(context, config, spec, index) for index in range(config.num_layers)
         ]
-        self.norm = setting.new(config.hidden_size)
+        self.norm = context.new(config.hidden_size)
         self.head = self.embedding
         if not config.tie_word_embeddings:
-            self.head = VocabTable(setting, "lm_head", *size)
+            self.head = VocabTable(context, "lm_head", *size)
         self.rope = cos_sin_table(
             config.head_dim,
             config.max_position_embeddings,
             config.rope_theta,
             config.rope_scaling,
-            setting.device,
+            context.device,
         )
 
     @property

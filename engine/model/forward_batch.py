@@ -85,8 +85,8 @@ class KVCache:
     def by_layer(
         self, batch: ForwardBatch, full_layers: tuple[int, ...]
     ) -> Iterator[tuple[ForwardBatch, Tensor, Tensor]]:
-        """For each layer in turn its batch inputs, keys and values. full_layers: those that see
-        everything, where others have a window."""
+        """Each layer's batch inputs, keys and values in turn. full_layers: the layers that see
+        everything, if others have a window."""
         full = zip(repeat(batch), self.k.unbind(), self.v.unbind(), strict=False)
         if self.window is None:
             return full

@@ -1,8 +1,7 @@
-"""Which modules of a checkpoint are FP8: all linear layers but those that a skip list names.
+"""Which modules of a checkpoint are FP8: all linear layers except those on a skip list.
 
-Invariant: a name of the list stands for a module and all that is inside it, or for all modules
-whose names end with it, in whole words between dots. A name that stands for nothing in the model is
-refused.
+Invariant: a name on the list stands for a module and everything inside it, or for all modules whose
+names end with it, in whole words between dots. A name that matches nothing in the model is refused.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,8 +18,7 @@ def is_skipped(module: str, names: Iterable[str]) -> bool:
 
 
 def check_skipped(names: Iterable[str], weights: Iterable[str]) -> None:
-    """Refuse a name that stands for none of the modules that these weights belong to. Raises
-    ConfigError."""
+    """Refuse a name that matches none of the modules of these weights. Raises ConfigError."""
     known = {part for weight in weights for part in _parts(weight.rpartition(".")[0])}
     unknown = sorted(set(names) - known.union(_ALWAYS))
     if unknown:

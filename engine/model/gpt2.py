@@ -22,6 +22,7 @@ from quire.engine.model.base import CausalModel
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import ForwardBatch, KVCache
 from quire.engine.model.layers.attention import attend
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.embedding import VocabTable
 from quire.engine.model.layers.linear import (
     ColumnParallelLinear,
@@ -31,7 +32,6 @@ from quire.engine.model.layers.linear import (
 )
 from quire.engine.model.layers.parallel import length, scale_slice
 from quire.engine.model.layers.placement import Placement, whole
-from quire.engine.model.layers.setting import Setting
 from quire.engine.model.product import Product
 from quire.kernels.weight import Weight
 
@@ -41,9 +41,9 @@ _MASKS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")  # old fil
 class LayerNorm:
     """A norm with a weight and a bias. module: its name in the checkpoint."""
 
-    def __init__(self, setting: Setting, module: str, config: ModelConfig) -> None:
-        self._ops, self._eps = setting.ops, config.rms_norm_eps
-        self.weight, self.bias = setting.new(config.hidden_size), setting.new(config.hidden_size)
+    def __init__(self, context: BuildContext, module: str, config: ModelConfig) -> None:
+        self._ops, self._eps = context.ops, config.rms_norm_eps
+        self.weight, self.bias = context.new(config.hidden_size), context.new(config.hidden_size)
         self.placements = [
             whole(f"{module}.weight", self.weight),
             whole(f"{module}.bias", self.bias),
@@ -62,16 +62,16 @@ class LayerNorm:
 class Gpt2Layer:
     """One layer. Its weights are this rank's share."""
 
-    def __init__(self, setting: Setting, config: ModelConfig, index: int) -> None:
-        self._ops, self._scale = setting.ops, config.head_dim**-0.5
+    def __init__(self, context: BuildContext, config: ModelConfig, index: int) -> None:
+        self._ops, self._scale = context.ops, config.head_dim**-0.5
         name, hidden, inner = f"transformer.h.{index}", config.hidden_size, config.intermediate_size
-        heads = setting.world.split(config.num_q_heads, "n_head")
-        mine = setting.world.split(inner, "n_inner")
-        stored = replace(setting, transposed=True)
+        heads = context.world.split(config.num_q_heads, "n_head")
+        mine = context.world.split(inner, "n_inner")
+        stored = replace(context, transposed=True)
         taken = scale_slice(heads, config.head_dim)
         attn, mlp = f"{name}.attn", f"{name}.mlp"
         self.norm, self.mlp_norm = (
-            LayerNorm(setting, f"{name}.{norm}", config) for norm in ("ln_1", "ln_2")
+            LayerNorm(context, f"{name}.{norm}", config) for norm in ("ln_1", "ln_2")
         )
         parts = stored_as_one(f"{attn}.c_attn", [(hidden, taken)] * 3)
         self.qkv = ColumnParallelLinear(stored, parts, hidden, bias=True)
@@ -84,7 +84,7 @@ class Gpt2Layer:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """As of DecoderLayer."""
+        """See DecoderLayer."""
         return tuple((p.shape, p.nbytes) for p in self.placements)
 
     def products(self) -> list[Product]:
@@ -115,18 +115,18 @@ class Gpt2Layer:
 class Gpt2(CausalModel):
     """The whole model on one rank."""
 
-    def __init__(self, setting: Setting, config: ModelConfig) -> None:
-        heads = setting.world.split(config.num_kv_heads, "n_head")
-        super().__init__(config, setting.dtype, setting.device, length(heads))
-        self._ops = setting.ops
+    def __init__(self, context: BuildContext, config: ModelConfig) -> None:
+        heads = context.world.split(config.num_kv_heads, "n_head")
+        super().__init__(config, context.dtype, context.device, length(heads))
+        self._ops = context.ops
         size = config.vocab_size, config.hidden_size
-        self.embedding = VocabTable(setting, "transformer.wte", *size)
-        self.positions = setting.new(config.max_position_embeddings, config.hidden_size)
-        self.layers = [Gpt2Layer(setting, config, index) for index in range(config.num_layers)]
-        self.norm = LayerNorm(setting, "transformer.ln_f", config)
+        self.embedding = VocabTable(context, "transformer.wte", *size)
+        self.positions = context.new(config.max_position_embeddings, config.hidden_size)
+        self.layers = [Gpt2Layer(context, config, index) for index in range(config.num_layers)]
+        self.norm = LayerNorm(context, "transformer.ln_f", config)
         self.head = self.embedding
         if not config.tie_word_embeddings:
-            self.head = VocabTable(setting, "lm_head", *size)
+            self.head = VocabTable(context, "lm_head", *size)
 
     @property
     def qk_norm(self) -> bool:

@@ -71,8 +71,8 @@ def _check_pooling(file: Path) -> None:
 
 
 def _stored_names(path: Path) -> frozenset[str]:
-    """Of a checkpoint's tensors; none where there are no files that tell. Whether those are sound
-    is for the loader to say."""
+    """The names of a checkpoint's tensors; none if its files do not say. Whether the files are
+    sound is checked by the loader."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.exists():
         section = _read(index)

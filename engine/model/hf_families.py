@@ -1,8 +1,7 @@
-"""The architectures that are read from a config.json, what is special in each one's keys, and what
-others are.
+"""The supported architectures, and how the keys of each one's config.json differ.
 
-Invariant: an architecture that is not supported is refused by its name, with what is supported,
-before anything else of the model is read.
+Invariant: an unsupported architecture is refused by name, with a list of the supported ones, before
+anything else of the model is read.
 """
 
 import re
@@ -16,14 +15,13 @@ from quire.engine.model.hf_windows import WindowKeys
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """An architecture's files.
+    """How an architecture's config.json is read.
 
-    model_type: as config.json says it. head_dim: where the file says none; None stands for
-    hidden_size / num_attention_heads. kv_heads_given: whether num_key_value_heads must be there;
-    where it need not, it is num_attention_heads. windows: which keys ask for a sliding window (an
-    architecture has to say it: where it has none they are passed over). window: tokens of one where
-    the file does not speak of it. rms_norm_eps: likewise. scaled_rope: whether YaRN and Llama 3's
-    scaling are what it means by their names. keys: what others of its own are read.
+    model_type: as in config.json. head_dim: the default; None: hidden_size / num_attention_heads.
+    kv_heads_given: whether num_key_value_heads is required; if not, it defaults to
+    num_attention_heads. windows: which keys ask for a sliding window (keys of an architecture
+    without windows are ignored). window, rms_norm_eps: defaults. scaled_rope: whether YaRN and
+    Llama 3's scaling mean the usual under those names. keys: other keys of its own that are read.
     """
 
     model_type: str
@@ -74,7 +72,7 @@ _OTHERS = (  # what is behind names of architectures that people try
 
 
 def read_family(config: JsonFile) -> tuple[str, Family]:
-    """The architecture's name, with its head, and what is special in it. Raises ConfigError."""
+    """The architecture's name, with its head, and its Family. Raises ConfigError."""
     names = config.data.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         config.refuse("architectures", "must be a list of one name")

@@ -1,6 +1,6 @@
-"""A config.json of GPT-2, whose keys have names of their own.
+"""Reads GPT-2's config.json, whose keys have names of their own.
 
-Invariant: as of `hf_config.py`: a key that changes what is computed is understood or refused by its
+Invariant: as in `hf_config.py`: a key that changes what is computed is understood or refused by
 name. Defaults are those of transformers' class.
 """
 
@@ -89,7 +89,7 @@ def default_end(config: JsonFile, vocab_size: int) -> tuple[int, ...]:
 
 
 def _refuse_variants(config: JsonFile) -> None:
-    """What transformers computes of GPT-2's kind and Quire does not."""
+    """Refuse variants of GPT-2 that transformers computes and Quire does not."""
     config.only("activation_function", *_GELU)
     config.only("scale_attn_weights", True)
     for key in ("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"):

@@ -1,7 +1,7 @@
 """Quantized weights in a Hugging Face config.json.
 
-Invariant: a format is read whole or refused by its name, with what is supported; an option that
-changes what its numbers mean is understood or refused by its path.
+Invariant: a format is supported as a whole or refused by name, with what is supported; an option
+that changes what its numbers mean is understood or refused by its path.
 """
 
 from pathlib import Path

@@ -59,7 +59,7 @@ def _section(config: JsonFile) -> JsonFile | None:
 
 
 def _said(config: JsonFile, section: JsonFile) -> dict[str, Any]:
-    """What a section says, however it is spelt: without nulls, `type` as rope_type."""
+    """A section without nulls, and with the older key `type` as rope_type."""
     said = {key: value for key, value in section.data.items() if value is not None}
     if "type" in said:
         said.setdefault("rope_type", said.pop("type"))
@@ -97,7 +97,7 @@ def _theta(config: JsonFile, section: JsonFile) -> float:
 
 
 def _llama3(section: JsonFile) -> Llama3Scaling:
-    """The longest context is max_position_embeddings as it stands."""
+    """Llama 3's scaling. The longest context is max_position_embeddings as it is."""
     low = section.number("low_freq_factor", above=0, most=MAX_FACTOR)
     high = section.number("high_freq_factor", above=0, most=MAX_FACTOR)
     if high <= low:

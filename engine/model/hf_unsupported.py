@@ -1,8 +1,8 @@
-"""What a Hugging Face configuration may ask for and Quire does not compute.
+"""Refuses what a Hugging Face configuration may ask for and Quire does not compute.
 
-Invariant: a key that stands for a computation is read by someone here or in its own reader, or
-refused by name; it is never left out in silence. Names of other architectures' computations are
-known by the words in them, so that a new one is refused before anybody has heard of it.
+Invariant: a key that changes the computation is read here or in its own reader, or refused by name;
+it is never ignored. Keys of other architectures are recognised by words in them, so that new ones
+are refused too.
 """
 
 import re
@@ -76,7 +76,8 @@ def refuse_unsupported(
 ) -> None:
     """Refuse what config.json asks for and Quire does not compute. Raises ConfigError.
 
-    family_keys: what else is read of the architecture. alone: the shape is told by nothing else.
+    family_keys: keys of the architecture that are read elsewhere. alone: config.json is the only
+    source of the shape.
     """
     if config.data.get("is_causal", True) is not True:  # null is not true to transformers
         config.refuse("is_causal", "supported: true")

@@ -1,7 +1,7 @@
-"""Sliding windows, as configurations name them.
+"""Sliding windows in config.json.
 
-Invariant: all layers with a window see the same one. Which layers those are is told by layer_types
-where it is there, as transformers has it, else by max_window_layers.
+Invariant: all layers with a window have the same one. Which layers those are comes from layer_types
+if it is there, as in transformers, else from max_window_layers.
 """
 
 import enum
@@ -13,9 +13,12 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 class WindowKeys(enum.Enum):
-    """How an architecture's file asks for a window. NONE: not at all; sliding_window means nothing
-    there, and use_sliding_window is refused. ALONE: sliding_window is every layer's, null is none.
-    SWITCHED: where use_sliding_window is true, that of some layers or of all."""
+    """How an architecture's file asks for a window.
+
+    NONE: it cannot; sliding_window means nothing there, and use_sliding_window is refused. ALONE:
+    sliding_window applies to every layer; null is none. SWITCHED: if use_sliding_window is true, it
+    applies to some layers or all.
+    """
 
     NONE = enum.auto()
     ALONE = enum.auto()
@@ -31,8 +34,8 @@ class Windows(NamedTuple):
 
 
 def read_windows(config: JsonFile, keys: WindowKeys, default: int | None) -> Windows:
-    """What a configuration says of them. default: tokens of one where the file does not speak of
-    it. Raises ConfigError."""
+    """The windows of a configuration. default: tokens of a window if the file does not say. Raises
+    ConfigError."""
     if keys is WindowKeys.SWITCHED:
         return _switched(config, default)
     window = None
@@ -46,8 +49,8 @@ def read_windows(config: JsonFile, keys: WindowKeys, default: int | None) -> Win
 
 
 def _switched(config: JsonFile, default: int | None) -> Windows:
-    """The first max_window_layers layers see all, and those behind them a window, unless
-    layer_types says which do."""
+    """The first max_window_layers layers see everything and the rest a window, unless layer_types
+    says which do."""
     layers = config.integer("num_hidden_layers")
     if not config.boolean("use_sliding_window", False):
         _layer_types(config, _FULL)

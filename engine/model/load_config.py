@@ -1,6 +1,6 @@
-"""What a configuration says of the model before anything is loaded. Needs no torch.
+"""The model's configuration as it is known before anything is loaded. Needs no torch.
 
-Invariant: whoever asks, before the weights are there or after, gets the same answer.
+Invariant: the answer is the same before the weights are loaded and after.
 """
 
 from pathlib import Path

@@ -33,7 +33,7 @@ def named(name: str) -> ModelConfig:
 
 
 def in_fp8(shape: ModelConfig) -> ModelConfig:
-    """The same model with FP8 weights, made of others while they are loaded."""
+    """The same model with FP8 weights, converted while it is loaded."""
     return shape if shape.fp8 is not None else replace(shape, fp8=Fp8(made_on_load=True))
 
 

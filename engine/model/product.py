@@ -1,4 +1,4 @@
-"""A product of a model's step, told apart by what decides its kernels."""
+"""A matrix product of a model's step, described by what decides its kernels."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from quire.kernels.weight import Weight
 
 @dataclass(frozen=True)
 class Product:
-    """module: of the weight, or of its first part, in a checkpoint. weight: [N, K], or [E, N, K] of
-    experts. norm, residual, silu, out_dtype: what stands around it (see `reference.linear`).
-    sampled: its rows are those that sample, not all tokens."""
+    """module: the weight's name in a checkpoint, or that of its first part. weight: [N, K], or [E,
+    N, K] for experts. norm, residual, silu, out_dtype: what is fused with it (see
+    `reference.linear`). sampled: its rows are only those that sample, not all tokens."""
 
     module: str
     weight: Weight

@@ -21,8 +21,8 @@ from quire.engine.model.config import (
 from quire.engine.model.decoder import Decoder
 from quire.engine.model.fp8_modules import check_skipped
 from quire.engine.model.gpt2 import Gpt2
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Ops, has_experts, has_fp8, has_fp8_experts
 from quire.kernels.support import (
     BLOCK_SIZES,
@@ -34,7 +34,7 @@ from quire.kernels.support import (
 
 Model = CausalModel
 
-_MODELS: dict[str, Callable[[Setting, ModelConfig], CausalModel]] = {
+_MODELS: dict[str, Callable[[BuildContext, ModelConfig], CausalModel]] = {
     QWEN3: partial(Decoder, spec=qwen3.ATTENTION),
     QWEN3_MOE: partial(Decoder, spec=qwen3_moe.ATTENTION),
     QWEN2: partial(Decoder, spec=qwen2.ATTENTION),
@@ -68,8 +68,8 @@ def build_model(
         check_kernels(config, dtype, device)
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
-        setting = Setting(ops, world or World(), dtype, device, config.fp8, int8)
-        model = _MODELS[config.architecture](setting, config)
+        context = BuildContext(ops, world or World(), dtype, device, config.fp8, int8)
+        model = _MODELS[config.architecture](context, config)
     model.int8 = int8
     if config.fp8 is not None:
         check_skipped(config.fp8.skipped, (placement.name for placement in model.placements()))
@@ -77,7 +77,8 @@ def build_model(
 
 
 def check_operations(config: ModelConfig, ops: Ops) -> None:
-    """Refuse a model of which a device's kernels lack an operation. Raises ConfigError."""
+    """Refuse a model that needs an operation which the device's kernels lack. Raises
+    ConfigError."""
     if config.experts is not None and not has_experts(ops):
         raise ConfigError(
             f"architecture {config.architecture}: this device has no kernels for mixtures of "
@@ -97,8 +98,8 @@ def check_operations(config: ModelConfig, ops: Ops) -> None:
 
 
 def _check_formats(config: ModelConfig, *, int8: bool) -> None:
-    """Refuse what is quantized already, and matrices that are not rows of one, or are stored by
-    columns."""
+    """Refuse a format that the model cannot have: FP8 or int8 for matrices stored transposed, int8
+    for FP8 weights or for experts."""
     kind = "fp8" if config.fp8 is not None else "int8" if int8 else None
     if config.architecture == GPT2 and kind is not None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What a decoder's layers are made of, told by an architecture's page. Needs no torch."""
+"""The attention of an architecture's layers, as its file describes it. Needs no torch."""
 
 from dataclasses import dataclass
 

@@ -210,23 +210,23 @@ class _Reader:
         return values
 
     def times(self, count: int) -> Iterable[None]:
-        """For a record each. Raises ValueError for more than there are bytes."""
+        """Iterate over `count` records. Raises ValueError if the bytes cannot hold that many."""
         if not 0 <= count <= len(self._data) - self.at:
             raise ValueError(f"{count} records")
         return itertools.repeat(None, count)
 
     def raw(self, length: int) -> bytes:
-        """So many bytes. Raises ValueError where there are fewer."""
+        """The next bytes. Raises ValueError if there are fewer."""
         if not 0 <= length <= len(self._data) - self.at:
             raise ValueError(f"{length} bytes at {self.at}")
         self.at += length
         return self._data[self.at - length : self.at]
 
     def array(self, count: int, kind: str) -> tuple[float, ...]:
-        """So many numbers of a kind that numpy names."""
+        """The next numbers of a numpy dtype."""
         raw = self.raw(count * np.dtype(kind).itemsize)
         return tuple(np.frombuffer(raw, kind).tolist())
 
     def ids(self, count: int) -> tuple[int, ...]:
-        """So many int32."""
+        """The next int32 values."""
         return self.array(count, "<i4")  # type: ignore[return-value]

@@ -1,10 +1,10 @@
-"""A rank that follows: its process from the first word to the last.
+"""A following rank: its process from start to end.
 
-It builds its share of the model as rank 0 says, then executes whatever plan comes. Its own results
-are looked at by nobody: they are equal to rank 0's.
+It builds its share of the model as rank 0 says, then executes the plans it is sent. Nobody reads
+its own results: they equal rank 0's.
 
-Invariant: it ends when its channel closes, whatever it is doing (see lifeline); what keeps it from
-being built is reported over the channel in one line of text.
+Invariant: it ends when its channel closes, whatever it is doing (see lifeline). An error that keeps
+it from being built is reported over the channel in one line of text.
 """
 
 import logging
@@ -80,7 +80,7 @@ def serve(builder: Builder, channel: FrameChannel, model: str | None = None) -> 
         if isinstance(error, RankError):
             log.error("%s", error)
             return EXIT_DEAD
-        _say(channel, Kind.REFUSED, error=type(error).__name__, words=str(error))
+        _say(channel, Kind.REFUSED, error=type(error).__name__, message=str(error))
         return EXIT_REFUSED
     except Exception as error:
         error_id = secrets.token_hex(4)
@@ -99,7 +99,7 @@ def build(builder: Builder, channel: FrameChannel, model: str | None = None) -> 
     torch.set_num_threads(asked["threads"])
     rank = asked["rank"]
 
-    def meet() -> World:
+    def rendezvous() -> World:
         exchange = exchange_of(config, ChannelStore(channel), rank, asked["address"])
         return World(rank, config.tensor_parallel_size, exchange)
 
@@ -110,7 +110,7 @@ def build(builder: Builder, channel: FrameChannel, model: str | None = None) -> 
         channel.send_json(Kind.SIZED, blocks=blocks, fingerprint=fingerprint)
         return int(channel.expect(Kind.BLOCKS)["blocks"])
 
-    follower = builder(config, rank, meet, progress, agree)
+    follower = builder(config, rank, rendezvous, progress, agree)
     _say_memory(follower, channel)
     channel.send_json(Kind.READY)
     return follower

@@ -35,13 +35,13 @@ class Kind(IntEnum):
     SET = 6  # {key, value}
     GET = 7  # {key}
     PROGRESS = 8  # {stage, share}
-    SIZED = 9  # {blocks, fingerprint}: weights are there, and so many blocks fit
+    SIZED = 9  # {blocks, fingerprint}: weights are loaded, and this many blocks fit
     READY = 10  # {}
     MEMORY = 11  # {allocated, peak}, bytes
-    REFUSED = 12  # {error, words}: it cannot be built
+    REFUSED = 12  # {error, message}: it cannot be built
     DIED = 13  # {error_id}
     MASKS = 14  # of the step before, if its plan has masked rows
-    JOINED = 15  # {words}: a connection of another node is one of the ranks' from here on
+    JOINED = 15  # {message}: a connection of another node is one of the ranks' from here on
     ENDED = 16  # {rank, how}: of a node, one of its processes
     ASKED = 17  # {}: to a node that has been silent, which then says
     ALIVE = 18  # {}: of a node
@@ -55,7 +55,7 @@ _SAID: dict[Kind, dict[str, type | tuple[type, ...]]] = {
     Kind.SIZED: {"blocks": int, "fingerprint": str},
     Kind.READY: {},
     Kind.MEMORY: {"allocated": int, "peak": int},
-    Kind.REFUSED: {"error": str, "words": str},
+    Kind.REFUSED: {"error": str, "message": str},
     Kind.DIED: {"error_id": str},
     Kind.ENDED: {"rank": int, "how": str},
     Kind.ALIVE: {},
@@ -70,7 +70,7 @@ class FrameChannel:
         self._sending = threading.Lock()
 
     def fileno(self) -> int:
-        """Of the socket."""
+        """The socket's file descriptor."""
         return self._socket.fileno()
 
     def send_json(self, kind: Kind, **values: Any) -> None:
@@ -86,7 +86,7 @@ class FrameChannel:
             raise RankError(f"a rank cannot be told any more: {error}") from error
 
     def receive(self) -> tuple[Kind, bytes]:
-        """The next frame. Raises RankError when the channel is closed, and for what is no frame."""
+        """The next frame. Raises RankError if the channel is closed or the bytes are no frame."""
         kind, length = _HEAD.unpack(self._exactly(_HEAD.size))
         if length > MAX_BYTES:
             raise RankError(f"a frame of {length} bytes: at most {MAX_BYTES}")
@@ -103,7 +103,7 @@ class FrameChannel:
         return values_of(body)
 
     def is_readable(self, seconds: float) -> bool:
-        """Whether data, or the end of the channel, arrives within so many seconds."""
+        """Whether data, or the end of the channel, arrives within this many seconds."""
         return bool(select.select([self._socket], [], [], seconds)[0])
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ def values_of(body: bytes) -> dict[str, Any]:
     return values
 
 
-def said(kind: Kind, body: bytes) -> dict[str, Any]:
+def checked_values(kind: Kind, body: bytes) -> dict[str, Any]:
     """The JSON object of a frame sent to rank 0, with the fields of its kind checked. Raises
     RankError."""
     if kind not in _SAID:

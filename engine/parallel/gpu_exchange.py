@@ -1,8 +1,9 @@
-"""The exchange of ranks that have a GPU each: NCCL, and where peers reach each other a kernel.
+"""The exchange between ranks with a GPU each: NCCL, and a kernel where peers reach each other's
+memory.
 
-Invariant: whether the kernel is there is agreed on, so all ranks launch the same. What it cannot
-take goes over NCCL, which gathers; sums are then taken in rank order too. (NCCL's own reduction
-gives all ranks the same bits, but adds in an order of its own.)
+Invariant: the ranks agree whether the kernel is used, so all launch the same. What it cannot take
+is gathered by NCCL and summed in rank order too. (NCCL's own reduction gives all ranks the same
+bits, but adds in an order of its own.)
 """
 
 import logging
@@ -54,8 +55,8 @@ def over_nccl(
     *,
     one_node: bool = True,
 ) -> DeviceExchange:
-    """Returns when all ranks have found one another. width: numbers a row of what is added up;
-    None: nothing is that a kernel could take, as between nodes."""
+    """An exchange over NCCL; returns when all ranks have joined. width: numbers in a row of what is
+    summed; None: the kernel is not used, as between nodes."""
     torch.cuda.set_device(device)
     communicator = Communicator(store, rank, size, device, one_node=one_node)
     reason = None if width is None else _obstacle(size, width)
@@ -64,7 +65,7 @@ def over_nccl(
             log.warning("the ranks exchange over NCCL alone, which is slower: %s", reason)
         return DeviceExchange(communicator, None)
     inbox: symmetric.Inbox | None = None
-    with symmetric.meeting_place(store, rank, size) as place:
+    with symmetric.rendezvous_store(store, rank, size) as place:
         # Nobody asks for the place any more: what comes may hold rank 0's interpreter.
         communicator.gather(torch.zeros(1, device=device)).sum().item()
         try:

@@ -1,12 +1,12 @@
-"""The exchange of tensors, by a process group of torch.
+"""The exchange of tensors over a torch process group.
 
-Over gloo: each rank listens on one interface (loopback, or the one over which the nodes reach one
-another), on a port that the kernel chooses. The others learn the address over their channel to rank
-0 (`store`), so there is no file, no name and no fixed port.
-A group of another backend, with the same gather, can take gloo's place.
+With gloo, each rank listens on one interface (loopback, or the one over which the nodes reach one
+another) on a port chosen by the kernel. The others learn the address over their channel to rank 0
+(`store`), so there is no file, no name and no fixed port. A group of another backend with the same
+gather can replace gloo.
 
-Invariant: what is gathered are bytes, so any dtype goes and no bit changes. The group's own time
-limit lies beyond any bound of the watchdog: a rank that is stopped for a while is waited for.
+Invariant: tensors are gathered as bytes, so any dtype works and no bit changes. The group's own
+timeout is longer than the watchdog's bounds: a rank that is stopped for a while is waited for.
 """
 
 from datetime import timedelta

@@ -1,9 +1,9 @@
-"""Node 0 listens here for the other nodes: one port, open until all have joined.
+"""Node 0's listener for the other nodes: one port, open until all have joined.
 
-Invariant: a peer that does not prove that it has the secret changes nothing. Peers without it may
-be silent, send anything, or replay what they overheard: nobody waits for them, at most an opening's
-bytes are read of each, and the oldest makes room when there are too many. So they cannot keep a
-node from joining either.
+Invariant: a peer that does not prove that it has the secret changes nothing. Such peers may be
+silent, send anything, or replay what they overheard: nothing waits for them, at most one opening is
+read from each, and the oldest is dropped when there are too many. So they cannot keep a node from
+joining either.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from quire.engine.parallel import handshake
 from quire.engine.parallel.frame_channel import FrameChannel, Kind
 from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.network import host_of, kept_alive
+from quire.engine.parallel.node_config import NodeConfig, difference, unpack
 from quire.engine.parallel.secret import Secret
-from quire.engine.parallel.terms import Terms, difference, unpack
 
 log = logging.getLogger(__name__)
 
 MAX_PENDING = 64  # connections that have proved nothing yet
 PENDING_SECONDS = 10.0  # until one of them is closed
-LOOK_SECONDS = 1.0  # at most, between two checks of what else may end the wait
+LOOK_SECONDS = 1.0  # at most, between two calls of `check`
 _MAX_WARNINGS = 8
 _CHUNK = 4096
 
@@ -42,10 +42,10 @@ class _PendingPeer:
     data: bytes = b""
 
     def whole(self) -> bool:
-        """Whether the whole opening has arrived. Raises RankError for what is no opening."""
+        """Whether the whole opening has arrived. Raises RankError if it is no opening."""
         if len(self.data) < handshake.OPENING_BYTES:
             return False
-        return len(self.data) >= handshake.OPENING_BYTES + handshake.terms_length(self.data)
+        return len(self.data) >= handshake.OPENING_BYTES + handshake.config_length(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,15 @@ class JoinListener:
         self,
         listener: socket.socket,
         secret: Secret,
-        terms: Terms,
+        node_config: NodeConfig,
         places: Iterable[tuple[int, int]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """listener: non-blocking; closed by this class. places: (node, rank) of each expected
-        connection. terms: this node's, which theirs must equal."""
+        connection. node_config: this node's, which theirs must equal."""
         self._listener = listener
         self._secret = secret
-        self._terms = terms
+        self._node_config = node_config
         self._clock = clock
         self._missing = set(places)
         self._members: dict[tuple[int, int], JoinedPeer] = {}
@@ -83,12 +83,9 @@ class JoinListener:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def gather(self, seconds: float, check: Callable[[], None] = lambda: None) -> list[JoinedPeer]:
-        """Returns once all nodes have joined, and tells them so.
-
-        check: called about every second; an exception it raises ends the wait. Raises ConfigError
-        for a node that does not join in time, or that is incompatible with this one; nodes that
-        have joined are told of it too.
-        """
+        """Returns once all nodes have joined, and tells them so. check: called about every second;
+        an exception from it ends the wait. Raises ConfigError for a node that does not join in
+        time, or that is incompatible with this one; nodes that have joined are told."""
         until = self._clock() + seconds
         try:
             while self._missing:
@@ -161,27 +158,27 @@ class JoinListener:
     def _verify(self, peer: _PendingPeer) -> None:
         """Handle a whole opening. Raises RankError for a peer without the secret, and ConfigError
         for a node that is incompatible with this one."""
-        length = handshake.OPENING_BYTES + handshake.terms_length(peer.data)
+        length = handshake.OPENING_BYTES + handshake.config_length(peer.data)
         if len(peer.data) > length:
             raise RankError("it goes on without being asked")
         heard = handshake.opened(self._secret, peer.greeting, peer.data)
-        terms = unpack(heard.terms)
+        node_config = unpack(heard.node_config)
         connection, channel = peer.connection, FrameChannel(peer.connection)
         with contextlib.suppress(OSError):  # a lost peer is noticed later
             connection.sendall(handshake.accepted(self._secret, peer.greeting, peer.data))
         self._forget(peer)
-        words = self._misplaced(heard)
-        if words is not None:
-            log.warning("%s: %s", peer.address, words)
-            _tell(channel, Kind.REFUSED, words)
+        message = self._misplaced(heard)
+        if message is not None:
+            log.warning("%s: %s", peer.address, message)
+            _tell(channel, Kind.REFUSED, message)
             connection.close()
             return
         member = JoinedPeer(heard.node, heard.rank, connection, peer.address)
         self._members[heard.node, heard.rank] = member
         self._missing.remove((heard.node, heard.rank))
-        words = difference(self._terms, terms, heard.node)
-        if words is not None:
-            raise ConfigError(words)
+        message = difference(self._node_config, node_config, heard.node)
+        if message is not None:
+            raise ConfigError(message)
         _tell(channel, Kind.JOINED, "")
         self._selector.register(connection, selectors.EVENT_READ, member)
         if heard.rank == NO_RANK:
@@ -220,10 +217,10 @@ class JoinListener:
         self._pending.remove(peer)
         self._selector.unregister(peer.connection)
 
-    def _refuse_all(self, words: str) -> None:
+    def _refuse_all(self, message: str) -> None:
         for (_, rank), member in self._members.items():
             if rank == NO_RANK:
-                _tell(FrameChannel(member.connection), Kind.REFUSED, words)
+                _tell(FrameChannel(member.connection), Kind.REFUSED, message)
             member.connection.close()
 
     def _close(self) -> None:
@@ -234,7 +231,7 @@ class JoinListener:
         self._listener.close()
 
 
-def _tell(channel: FrameChannel, kind: Kind, words: str) -> None:
+def _tell(channel: FrameChannel, kind: Kind, message: str) -> None:
     """Few bytes, which an empty socket buffer takes at once. A lost peer is noticed later."""
     with contextlib.suppress(RankError):
-        channel.send_json(kind, words=words)
+        channel.send_json(kind, message=message)

@@ -1,7 +1,7 @@
-"""How a node comes to node 0: a connection, and proofs of both sides.
+"""How a node joins node 0: it connects, and both sides prove that they have the secret.
 
-Invariant: what is returned leads to someone who has the secret and takes this node in. Whoever else
-listens there learns no more than a proof, which is worth nothing elsewhere.
+Invariant: the connection that is returned leads to someone who has the secret and accepts this
+node. Anybody else who listens there learns only a proof that is valid nowhere else.
 """
 
 import socket
@@ -69,8 +69,8 @@ class Joining:
         greeting = _exactly(connection, handshake.HELLO_BYTES)
         if not handshake.is_hello(greeting):
             raise ConfigError(f"{self._where}: what listens there is no node 0 of Quire's")
-        head = handshake.said_of(said)
-        data = handshake.signed(self._secret, greeting, head, said.terms)
+        head = handshake.unsigned(said)
+        data = handshake.signed(self._secret, greeting, head, said.node_config)
         connection.sendall(data)
         answer = _exactly(connection, handshake.ANSWER_BYTES)
         if not handshake.is_accepted(answer):
@@ -82,11 +82,11 @@ class Joining:
         except RankError as error:
             raise ConnectionError(str(error)) from error
         if kind is Kind.REFUSED:
-            raise ConfigError(str(values_of(body)["words"]))
+            raise ConfigError(str(values_of(body)["message"]))
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
-    """So many bytes. Raises OSError, for an end too."""
+    """Receive exactly this many bytes. Raises OSError, also if the connection ends."""
     data = b""
     while len(data) < count:
         more = connection.recv(count - len(data))

@@ -21,7 +21,7 @@ class _Runner(Protocol):
 
 
 class LeadingRunner:
-    """What the loop drives in a runner's place. The result is this rank's, and equal on all."""
+    """Takes the place of the runner in the loop. Results are this rank's, and equal on all."""
 
     def __init__(self, runner: _Runner, ranks: Ranks) -> None:
         self._runner = runner
@@ -34,7 +34,7 @@ class LeadingRunner:
         return self._runner.execute(plan)
 
     def sample(self, masks: Masks) -> PendingResult:
-        """The same of what `execute` has left."""
+        """The sampler's part of the step that `execute` began."""
         self._ranks.send(Kind.MASKS, encode_masks(masks))
         return self._runner.sample(masks)
 
@@ -42,8 +42,8 @@ class LeadingRunner:
         """Never asked for: no step fails without ending the engine."""
 
     def is_fatal(self, error: Exception) -> bool:
-        """Always: the ranks no longer stand at one place. Returns once it is known whose fault it
-        is."""
+        """Always true: after a failed step the ranks are no longer in step. Returns once it is
+        known which rank caused it."""
         if isinstance(error, RankError):
             self._ranks.wait_told()
         return True

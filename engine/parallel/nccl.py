@@ -1,12 +1,12 @@
-"""NCCL, of which ranks need one call: every rank's bytes, in rank order, on the current stream.
+"""NCCL's all-gather: every rank's bytes, in rank order, on the current stream.
 
-The library is the one that torch has brought; it is called as its C interface says, so that no
-thread of a process group watches, times out or aborts what a graph has captured. How long a rank
-may be silent is the watchdog's to say.
+It uses the library that comes with torch, through its C interface, so that no thread of a process
+group watches, times out or aborts what a graph has captured. How long a rank may be silent is left
+to the watchdog.
 
-Invariant: multicast over NVLink is off. NCCL listens for the other ranks: on one node on the
-loopback interface, unless NCCL_SOCKET_IFNAME says otherwise; of several nodes where that says, or
-where NCCL finds them.
+Invariant: multicast over NVLink is off. On one node NCCL listens on the loopback interface, unless
+NCCL_SOCKET_IFNAME says otherwise; with several nodes it listens where that says, or where NCCL
+chooses.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ _ALWAYS = {
 
 
 class _UniqueId(ctypes.Structure):
-    """What all ranks of a communicator know it by."""
+    """Identifies a communicator to all its ranks."""
 
     _fields_ = (("bytes", ctypes.c_ubyte * 128),)
 
@@ -39,8 +39,8 @@ class Communicator:
     def __init__(
         self, store: Store, rank: int, size: int, device: torch.device, *, one_node: bool = True
     ) -> None:
-        """Returns when all ranks have come. Raises ConfigError where there is no NCCL, and
-        RankError where it fails."""
+        """Returns when all ranks have joined. Raises ConfigError if there is no NCCL, and RankError
+        if it fails."""
         os.environ.update(_ALWAYS)
         if one_node:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")

@@ -16,7 +16,7 @@ _LISTENING = 64  # connections that the kernel keeps until they are taken
 
 
 def kept_alive(connection: socket.socket) -> socket.socket:
-    """The same, once its kernel watches over the other side, and holds nothing back."""
+    """The same socket with TCP keepalive, and without delaying small writes."""
     options = [
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -26,7 +26,7 @@ def kept_alive(connection: socket.socket) -> socket.socket:
         ("TCP_KEEPIDLE", _IDLE_SECONDS),
         ("TCP_KEEPINTVL", _BETWEEN_SECONDS),
         ("TCP_KEEPCNT", probes),
-        ("TCP_USER_TIMEOUT", ALIVE_SECONDS * 1000),  # of what was sent and not taken in
+        ("TCP_USER_TIMEOUT", ALIVE_SECONDS * 1000),  # of unacknowledged data
     ):
         if hasattr(socket, name):  # Linux has all of them
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
@@ -36,7 +36,7 @@ def kept_alive(connection: socket.socket) -> socket.socket:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A socket of one interface's address that does not block. Raises ConfigError."""
+    """A non-blocking socket that listens on the address of one interface. Raises ConfigError."""
     where = f"master_addr = {address}, master_port = {port}"
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(

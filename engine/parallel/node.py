@@ -1,8 +1,8 @@
 """A following node: it joins node 0, starts its ranks, and ends when they do.
 
 Each rank has its own channel to rank 0, and executes the plans sent over it (see follower). The
-node's own channel tells it why everything ends: a regular stop, something that keeps the ranks from
-starting, or, where the channel just closes, the loss of node 0.
+node's own channel says why everything ends: a regular stop, an error that keeps the ranks from
+starting, or, if the channel just closes, the loss of node 0.
 
 Invariant: none of its ranks is left behind, not even a stopped one.
 """
@@ -22,8 +22,8 @@ from quire.engine.parallel import process
 from quire.engine.parallel.frame_channel import FrameChannel, Kind, values_of
 from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.joining import Joining
+from quire.engine.parallel.node_config import NodeConfig, pack
 from quire.engine.parallel.secret import Secret
-from quire.engine.parallel.terms import Terms, pack
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,14 @@ def places(config: EngineConfig) -> list[tuple[int, int]]:
 
 def follow(
     config: EngineConfig,
-    terms: Terms,
+    node_config: NodeConfig,
     secret: Secret,
     program: Sequence[str],
     on_joined: Callable[[], None] = lambda: None,
 ) -> int:
-    """Until the end; an exit code. Raises ConfigError for what keeps the ranks from starting. To be
-    called by a thread that lives as long as they do.
-
-    program: a rank's command line, to which the number of a descriptor is added. on_joined: called
-    once node 0 has taken all of this node in."""
+    """Run until the end; returns the exit code. Raises ConfigError if the ranks cannot start. Call
+    it on a thread that outlives them. program: a rank's command line, to which the number of a
+    descriptor is appended. on_joined: called once node 0 has accepted the whole node."""
     assert config.master_addr is not None and config.master_port is not None
     joining = Joining(config.master_addr, config.master_port, secret, config.join_seconds)
     own = [rank for node, rank in places(config) if node == config.node_rank]
@@ -63,7 +61,7 @@ def follow(
     with contextlib.ExitStack() as open_ones:
         connections: dict[int, socket.socket] = {}
         for rank in own:
-            opening = Opening(config.node_rank, rank, pack(terms))
+            opening = Opening(config.node_rank, rank, pack(node_config))
             connections[rank] = open_ones.enter_context(joining.connect(opening))
         on_joined()
         open_ones.callback(_kill, processes)
@@ -106,7 +104,7 @@ def _watch(channel: FrameChannel, processes: _Processes) -> int:
             seconds = GRACE
             _tell(channel, kind, process.how_it_ended(value))
         elif kind is Kind.REFUSED:
-            raise ConfigError(str(values_of(value)["words"]))
+            raise ConfigError(str(values_of(value)["message"]))
 
 
 def _receive(channel: FrameChannel, events: "queue.SimpleQueue[_Event]") -> None:

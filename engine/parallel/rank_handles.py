@@ -25,16 +25,16 @@ class Rank:
         self.number = number
         self.channel = channel
         self.address = address
-        self.said: dict[Kind, dict[str, Any]] = {}
+        self.received: dict[Kind, dict[str, Any]] = {}
         self.came = False
 
     @property
     def where(self) -> str:
-        """In words."""
+        """Where it runs, as text."""
         raise NotImplementedError
 
     def how_it_ended(self) -> str:
-        """In words, once its channel has closed."""
+        """How it ended, as text. Call it once its channel has closed."""
         raise NotImplementedError
 
     def kill(self) -> None:
@@ -79,7 +79,7 @@ class Node:
         self._ended: dict[int, str] = {}
         self._gone = False
 
-    def tell(self, kind: Kind, **values: str) -> None:
+    def send(self, kind: Kind, **values: str) -> None:
         """Send it a message; one that is gone is no error."""
         with contextlib.suppress(RankError):
             self.channel.send_json(kind, **values)

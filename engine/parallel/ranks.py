@@ -19,7 +19,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from quire.engine.errors import CapacityError, ConfigError, ModelError, QuireError, RankError
-from quire.engine.parallel.frame_channel import Kind, said
+from quire.engine.parallel.frame_channel import Kind, checked_values
 from quire.engine.parallel.group_exchange import LOOPBACK
 from quire.engine.parallel.handshake import NO_RANK
 from quire.engine.parallel.join_listener import JoinedPeer
@@ -29,7 +29,7 @@ from quire.engine.parallel.store import Board, BoardStore
 
 log = logging.getLogger(__name__)
 
-MEETING_SECONDS = 300.0  # for all ranks to meet
+RENDEZVOUS_SECONDS = 300.0  # for all ranks to meet
 ASK_SECONDS = 5.0  # a node that says nothing for so long is asked whether it is there
 MAX_ASKED = 6  # times in a row without an answer; none is counted while this process is stopped
 NOTICE_SECONDS = 20.0  # for rank 0 to notice by itself, while it is built, that another is lost
@@ -54,8 +54,8 @@ class Ranks:
         here: int | None = None,
     ) -> None:
         """program: starts the ranks of this node. on_loss: called on its own thread when a rank is
-        lost and nobody is ending them. here: number of ranks on this node, this one included; the
-        others are to be taken in. None: all."""
+        lost that was not being ended. here: number of ranks on this node, this one included (None:
+        all); the others join."""
         self.size = size
         self.address = LOOPBACK  # where this node's ranks listen for the others
         self.board = Board()
@@ -86,14 +86,14 @@ class Ranks:
         self._start(self._listen, rank, f"rank-{rank.number}")
 
     @staticmethod
-    def _start(run: Callable[[Any], None], whom: Rank | Node, name: str) -> None:
+    def _start(run: Callable[[Any], None], peer: Rank | Node, name: str) -> None:
         name = f"quire-{name}"
-        threading.Thread(target=run, args=(whom,), name=name, daemon=True).start()
+        threading.Thread(target=run, args=(peer,), name=name, daemon=True).start()
 
     # ------------------------------------------------------------ to all
 
     def build(self, config: dict[str, Any], threads: int) -> None:
-        """What they are to build, each on so many threads of the CPU."""
+        """Tell the ranks what to build, each with this many CPU threads."""
         for rank in self._ranks:
             with contextlib.suppress(RankError):  # the thread that listens to it tells of its end
                 rank.channel.send_json(
@@ -105,13 +105,13 @@ class Ranks:
                 )
 
     def send_json(self, kind: Kind, **values: Any) -> None:
-        """The same to each."""
+        """Send the same message to every rank."""
         self.check()
         for rank in self._ranks:
             rank.channel.send_json(kind, **values)
 
     def send(self, kind: Kind, body: bytes) -> None:
-        """The same, of bytes that are made once. Raises RankError where one is lost."""
+        """Send the same bytes to every rank. Raises RankError if one is lost."""
         self.check()
         for rank in self._ranks:
             rank.channel.send(kind, body)
@@ -119,7 +119,7 @@ class Ranks:
     # ------------------------------------------------------------ from them
 
     def check(self) -> None:
-        """Raises the first error of any of them."""
+        """Raise the first error of any rank."""
         if self._fault is not None:
             raise self._fault
 
@@ -127,20 +127,22 @@ class Ranks:
         """Each rank's message of this kind, by rank, once all have sent one. Raises the first
         error."""
         with self._changed:
-            while not all(kind in rank.said for rank in self._ranks):
+            while not all(kind in rank.received for rank in self._ranks):
                 self.check()
                 self._changed.wait()
             self.check()
-            return [rank.said[kind] for rank in self._ranks]
+            return [rank.received[kind] for rank in self._ranks]
 
     def least_share(self) -> float:
-        """How far the slowest is with its weights; 1 if none has reported any progress."""
-        shares = [rank.said[Kind.PROGRESS] for rank in self._ranks if Kind.PROGRESS in rank.said]
+        """How far the slowest rank is with its weights; 1 if none has reported any progress."""
+        shares = [
+            rank.received[Kind.PROGRESS] for rank in self._ranks if Kind.PROGRESS in rank.received
+        ]
         return min((float(one["share"]) for one in shares), default=1.0)
 
-    def meet(self, make: Callable[[Store], Any], seconds: float = MEETING_SECONDS) -> Any:
-        """What `make` returns, which waits for all of them at a store. Raises what has gone wrong,
-        and RankError for ranks that do not come within `seconds`."""
+    def rendezvous(self, make: Callable[[Store], Any], seconds: float = RENDEZVOUS_SECONDS) -> Any:
+        """Run `make`, which waits at a store for all ranks, and return its result. Raises the first
+        error, and RankError for ranks that do not arrive within `seconds`."""
         results: list[Any] = []
         until = time.monotonic() + seconds
 
@@ -153,7 +155,7 @@ class Ranks:
             with self._changed:
                 self._changed.notify_all()
 
-        threading.Thread(target=run, name="quire-meeting", daemon=True).start()
+        threading.Thread(target=run, name="quire-rendezvous", daemon=True).start()
         with self._changed:
             while not results:
                 self.check()
@@ -164,13 +166,13 @@ class Ranks:
         return results[0]
 
     def _missing(self) -> str:
-        """Who has not come to the meeting; where all have, all: they do not find one another."""
+        """The ranks that have not come; if all have, all of them: they cannot reach one another."""
         numbers = [rank.number for rank in self._ranks if not rank.came]
         return "rank " + ", ".join(map(str, numbers or range(self.size)))
 
     def wait_told(self) -> None:
-        """Returns once the log has who was lost, or that takes too long: of one that is lost the
-        exchange often hears first, and this process ends by it."""
+        """Wait, for a limited time, until the log names the lost rank. The exchange often fails
+        before the loss is noticed, and that ends this process."""
         with self._changed:
             self._changed.wait_for(lambda: self._told, 2 * GRACE)
 
@@ -182,8 +184,8 @@ class Ranks:
 
     @property
     def memory(self) -> list[tuple[int, int]]:
-        """Of each, by rank: bytes allocated, and at the peak, as it has said last."""
-        said = [rank.said.get(Kind.MEMORY, {}) for rank in self._ranks]
+        """For each rank, the bytes allocated and at the peak that it reported last."""
+        said = [rank.received.get(Kind.MEMORY, {}) for rank in self._ranks]
         return [(one.get("allocated", 0), one.get("peak", 0)) for one in said]
 
     # ------------------------------------------------------------ the end
@@ -195,16 +197,16 @@ class Ranks:
             with contextlib.suppress(RankError):
                 rank.channel.send_json(Kind.STOP)
         for node in self._nodes.values():
-            node.tell(Kind.STOP)
+            node.send(Kind.STOP)
 
-    def end(self, words: str = "node 0 ends") -> None:
-        """Kill them, and leave nothing of them behind. words: why, for other nodes."""
+    def end(self, message: str = "node 0 ends") -> None:
+        """Kill the ranks and release their resources. message: the reason, sent to other nodes."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
         self.board.close("the ranks end")
         for node in self._nodes.values():
-            node.tell(Kind.REFUSED, words=words)
+            node.send(Kind.REFUSED, message=message)
         for rank in self._ranks:
             rank.kill()
         for rank in self._ranks:
@@ -218,7 +220,7 @@ class Ranks:
             while not how:
                 if node.channel.is_readable(ASK_SECONDS):
                     asked, (kind, body) = 0, node.channel.receive()
-                    values = said(kind, body)
+                    values = checked_values(kind, body)
                     if kind is Kind.ENDED:
                         node.note(values["rank"], values["how"])
                 elif asked == MAX_ASKED:
@@ -237,7 +239,7 @@ class Ranks:
             while True:
                 kind, body = rank.channel.receive()
                 try:
-                    values = said(kind, body)
+                    values = checked_values(kind, body)
                 except RankError as error:
                     rank.kill()
                     return self._without(f"rank {rank.number} ({rank.where}): {error}")
@@ -253,26 +255,26 @@ class Ranks:
             rank.channel.send_json(Kind.VALUE, value=self.board.get(values["key"]))
         elif kind is Kind.REFUSED:
             error = _REFUSALS.get(values["error"], QuireError)
-            self._fail(error(f"rank {rank.number}: {values['words']}"))
+            self._fail(error(f"rank {rank.number}: {values['message']}"))
         else:
             with self._changed:
-                rank.said[kind] = values
+                rank.received[kind] = values
                 self._changed.notify_all()
 
     def _lost(self, rank: Rank) -> None:
         if self._ending:
             return
-        how, died = rank.how_it_ended(), rank.said.get(Kind.DIED)
+        how, died = rank.how_it_ended(), rank.received.get(Kind.DIED)
         if died is not None:
             how = f"died by a fault ({died['error_id']})"
         self._without(f"rank {rank.number} ({rank.where}) {how}")
 
-    def _without(self, words: str) -> None:
+    def _without(self, message: str) -> None:
         """A rank or node is lost: end all others too. Before all were ready, rank 0 has a while to
         abort its own build; inside an exchange, which can never complete, it cannot."""
         if self._ending:
             return
-        if not self._fail(RankError(words)):
+        if not self._fail(RankError(message)):
             with self._changed:
                 self._changed.wait_for(lambda: self._ending, NOTICE_SECONDS)
         if self._ending:

@@ -1,4 +1,4 @@
-"""How ranks come to exchange tensors: over gloo on the CPU, over NCCL and kernels on GPUs."""
+"""Sets up the exchange of tensors between ranks: gloo on the CPU, NCCL and kernels on GPUs."""
 
 import torch
 from torch._C._distributed_c10d import Store

@@ -1,11 +1,11 @@
-"""The secret that nodes have in common, and how one proves to another that it has it.
+"""The secret shared by all nodes, and proofs that a node has it.
 
-A proof is an HMAC-SHA256 over what was said on one connection, both sides' fresh random numbers
-among it: so one that was overheard is worth nothing on any other connection, nor as the other
-side's own (each side's begins with its name).
+A proof is an HMAC-SHA256 over what was sent on one connection, including fresh random numbers of
+both sides. So an overheard proof is worthless on any other connection. It is also worthless as the
+other side's proof, since each side's begins with its name.
 
-Invariant: the secret itself never goes over a socket, into a log or an error, nor to a process that
-is started later.
+Invariant: the secret itself never goes over a socket, into a log or an error message, or to a
+process that is started later.
 """
 
 import hashlib
@@ -28,7 +28,8 @@ class Secret:
         self._secret = secret
 
     def proof(self, side: str, *said: bytes) -> bytes:
-        """Of PROOF_BYTES. side: who proves it; said: parts of a known length, but for the last."""
+        """PROOF_BYTES bytes. side: who proves it. said: parts of known lengths, except for the
+        last."""
         return hmac.digest(self._secret, side.encode() + b"\0" + b"".join(said), hashlib.sha256)
 
     def proves(self, proof: bytes, side: str, *said: bytes) -> bool:
@@ -37,7 +38,8 @@ class Secret:
 
 
 def read_secret(file: str | None, environment: MutableMapping[str, str]) -> Secret:
-    """From the file, or from the environment, out of which it is taken. Raises ConfigError."""
+    """The secret from the file, or from the environment variable, which is removed. Raises
+    ConfigError."""
     given = environment.pop(VARIABLE, None)
     if file is not None:
         where = f"join_secret_file = {file}"

@@ -1,7 +1,7 @@
-"""Where the ranks of a process group tell one another how they are reached.
+"""The store over which the ranks of a process group exchange their addresses.
 
 Invariant: it lives in rank 0's memory; the others reach it over their channel. It opens no port and
-leaves nothing behind. It offers only what a process group needs to be formed.
+leaves nothing behind. It offers only what forming a process group needs.
 """
 
 import threading
@@ -23,13 +23,13 @@ class Board:
         self._closed = ""
 
     def put(self, key: str, value: str) -> None:
-        """Whoever waits for it hears."""
+        """Set a value and wake whoever waits for it."""
         with self._changed:
             self._values[key] = value
             self._changed.notify_all()
 
     def get(self, key: str) -> str:
-        """Waits until it is there. Raises RankError once the board is closed."""
+        """Wait for a value. Raises RankError once the board is closed."""
         with self._changed:
             while key not in self._values:
                 if self._closed:
@@ -38,14 +38,14 @@ class Board:
             return self._values[key]
 
     def close(self, reason: str) -> None:
-        """Nobody need wait for what is not there."""
+        """End all waits."""
         with self._changed:
             self._closed = self._closed or reason
             self._changed.notify_all()
 
 
 class _Store(Store):
-    """What torch asks of a store, with bytes as hexadecimal text."""
+    """The part of torch's Store interface that is needed, with bytes as hexadecimal text."""
 
     def put(self, key: str, value: str) -> None:
         raise NotImplementedError
@@ -62,7 +62,7 @@ class _Store(Store):
         return bytes.fromhex(self.fetch(key))
 
     def wait(self, keys: list[str], timeout: timedelta | None = None) -> None:
-        """Until all are there; how long is for the start's own watch to say."""
+        """Wait for all keys. Torch's timeout is ignored: the start has its own limit."""
         del timeout
         for key in keys:
             self.fetch(key)

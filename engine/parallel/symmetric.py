@@ -1,12 +1,12 @@
-"""Memory of each rank's GPU that its peers reach: the inboxes of the exchange kernel.
+"""GPU memory of each rank that its peers can access: the inboxes of the exchange kernel.
 
-By torch's symmetric memory, which hands the handles out over a store. While it waits for another
-rank's it may hold the interpreter, so the store cannot be rank 0's board, which answers by threads
-of that interpreter: it is a file in a folder of rank 0's, which nobody else may look into and which
-is gone when all have met.
+It uses torch's symmetric memory, which distributes the handles over a store. While that waits for
+another rank it may hold the interpreter, so the store cannot be rank 0's board, whose answers come
+from threads of that interpreter. It is a file in a private folder of rank 0's, deleted when all
+have met.
 
-Invariant: an inbox is EMPTY before any peer can write into it, and is never given back: a buffer
-that the garbage collector frees while a graph is captured breaks the capture.
+Invariant: an inbox is EMPTY before any peer can write into it, and is never freed: a buffer that
+the garbage collector frees during a graph's capture breaks the capture.
 """
 
 import contextlib
@@ -37,8 +37,9 @@ _LIMIT = timedelta(seconds=60)  # of one rank's waiting for another that has fai
 
 
 @contextlib.contextmanager
-def meeting_place(store: Store, rank: int, size: int) -> Iterator[Store]:
-    """A store in a file. All ranks must have met when rank 0 leaves. store: any, for the place."""
+def rendezvous_store(store: Store, rank: int, size: int) -> Iterator[Store]:
+    """A store in a file. All ranks must be done with it when rank 0 leaves. store: any other store,
+    over which the file's place is sent."""
     if rank == 0:
         folder = tempfile.mkdtemp(prefix="quire-")  # its owner's alone
         store.set(_FOLDER, folder)
@@ -54,13 +55,13 @@ def meeting_place(store: Store, rank: int, size: int) -> Iterator[Store]:
 
 
 class Inbox:
-    """This rank's inboxes and the ways to all others'."""
+    """This rank's inboxes, and access to all others'."""
 
     def __init__(
         self, store: Store, rank: int, size: int, device: torch.device, width: int
     ) -> None:
-        """width: numbers a row. Returns when all ranks have come; raises RuntimeError where torch
-        finds no way."""
+        """width: numbers in a row. Returns when all ranks have arrived. Raises RuntimeError if
+        torch cannot share the memory."""
         from quire.kernels.linear import all_reduce_norm
 
         os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from quire.engine.config import EngineConfig
-from quire.engine.runner import compile_process, head_start
+from quire.engine.runner import compile_process, early_start
 from quire.engine.runner.compile_orders import Compiled, Orders, deciding
 from quire.engine.runner.compile_process import Worker
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
@@ -212,7 +212,7 @@ def _ready_to_launch() -> None:
     from triton.runtime.driver import driver
 
     _ = driver.active.utils  # built, in C, where it is not in the cache
-    head_start.digest_compiler()
+    early_start.digest_compiler()
 
 
 def default_processes() -> int:

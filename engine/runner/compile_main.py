@@ -8,13 +8,13 @@ Invariant: what it is to do it reads from standard input (see compile_worker).
 import gc
 import sys
 
-from quire.engine.runner import head_start
+from quire.engine.runner import early_start
 
 
 def main() -> int:
     """As compile_worker, of whose imports collections would take a fifth."""
     gc.disable()
-    head_start.start_digest()
+    early_start.start_digest()
     from quire.engine.runner import compile_worker
 
     gc.enable()

@@ -5,7 +5,8 @@ Invariant: it finds what there is to compile as the engine does, by running the 
 would run is compiled then, and Triton keeps that where the engine will look for it. No GPU is ever
 touched. Its orders are a line of standard input, whose end is its own too (see lifeline); for each
 kernel it writes a line (`compile_orders.Compiled`). The work is done by forks of it, which share
-its input and output; each takes the next kernel that none has taken.
+its input and output; each takes the next kernel that none has taken. The longest, for which all
+others wait, has a fork of its own before it is known what else there is: the largest step has it.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.runner import exact_mode, head_start
+from quire.engine.runner import early_start, exact_mode
 from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
@@ -35,16 +37,15 @@ from quire.engine.runner.warmup import bounds_of, warm_steps
 from quire.kernels import offline
 from quire.kernels.launches import Card
 from quire.kernels.linear import all_reduce_norm
+from quire.kernels.meta_shapes import MetaShapes
 from quire.kernels.offline import Kernel
-from quire.kernels.outlines import Outlines
 from quire.kernels.support import NARROW
 from quire.kernels.triton_ops import TritonOps
 
-Launches = Callable[[], None]
 _NUMBER = 2  # bytes
+LONGEST = ("_hopper_prefill_kernel", "_hopper_exact_kernel")  # of a large step
 SLOWEST = (  # to compile, of all kernels, by names
-    "_hopper_prefill_kernel",
-    "_hopper_exact_kernel",
+    *LONGEST,
     "_decode_kernel",
     "_hopper_tall_kernel",
     "_hopper_fp8_kernel",
@@ -65,6 +66,12 @@ SLOWEST = (  # to compile, of all kernels, by names
     "_side_kernel",
     "_gemv_kernel",
 )
+
+
+class Launches(Protocol):
+    """A call that launches whatever an engine can, or what its largest step does."""
+
+    def __call__(self, *, largest: bool = False) -> None: ...
 
 
 class _Outline:
@@ -112,10 +119,13 @@ def launches_of(orders: Orders) -> Launches:
     card = Card(hopper=orders.arch >= 90, shared=orders.shared)
     steps = warm_steps(bounds_of(config, model, card, exact=orders.exact))
 
-    def launches() -> None:
+    def launches(*, largest: bool = False) -> None:
+        if largest:
+            step = max(steps, key=lambda step: sum(step.longer))
+            return runner.warm_up((step,), lambda _share: None)
         if orders.exact:
             exact_mode.verify(config, model, ops)
-        runner.warm_up(steps, lambda _share: None)
+        return runner.warm_up(steps, lambda _share: None)
 
     return launches
 
@@ -132,9 +142,9 @@ def one_of_each_kind(shape: ModelConfig) -> ModelConfig:
     return dataclasses.replace(shape, num_layers=2 if dense else 1, experts=experts)
 
 
-def kernels_of(launches: Launches) -> dict[str, Kernel]:
+def kernels_of(launches: Callable[[], None]) -> dict[str, Kernel]:
     """Each kernel that is not compiled yet, by its name and what it is specialised to."""
-    with offline.noted() as kernels, Outlines():
+    with offline.noted() as kernels, MetaShapes():
         launches()
     return kernels
 
@@ -145,12 +155,20 @@ def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
         knobs.cache.dir = orders.cache
     knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
-    kernels = kernels_of(launches_of(orders))
-    in_order = [kernels[name] for name in slowest_first(kernels)]
-    work = partial(compile_some, in_order, numbers(len(in_order)), tell)
+    launches = launches_of(orders)
+    first = kernels_of(partial(launches, largest=True))
+    longest = [kernel for name, kernel in first.items() if name.split()[0] in LONGEST]
+    pipe = os.pipe()
     gc.freeze()  # so that no fork copies what it only looks through
-    forked = [_fork(work) for _ in range(orders.processes)]
-    lifeline.hold_to(sys.stdin)
+    forked = [_fork(partial(compile_first, kernel, pipe, tell)) for kernel in longest]
+    kernels = kernels_of(launches)
+    os.write(pipe[1], _in_bytes(len(kernels)) * len(longest))
+    begun = {kernel.name for kernel in longest}
+    in_order = longest + [kernels[name] for name in slowest_first(kernels.keys() - begun)]
+    work = partial(compile_some, in_order, numbers(len(longest), len(in_order)), tell)
+    gc.freeze()
+    forked += [_fork(work) for _ in range(orders.processes)]
+    lifeline.end_with_parent(sys.stdin)
     ends = [os.waitpid(process, 0)[1] for process in forked]
     return not any(ends)
 
@@ -161,12 +179,29 @@ def slowest_first(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: places.get(name.split()[0], len(places)))
 
 
-def numbers(count: int) -> int:
-    """A pipe with the numbers below `count`: whichever process reads one, no other does."""
+def numbers(first: int, end: int) -> int:
+    """A pipe with the numbers from `first` to below `end`: whichever process reads one, no other
+    does."""
     out, into = os.pipe()
-    os.write(into, b"".join(number.to_bytes(_NUMBER) for number in range(count)))
+    os.write(into, b"".join(map(_in_bytes, range(first, end))))
     os.close(into)
     return out
+
+
+def _in_bytes(number: int) -> bytes:
+    return number.to_bytes(_NUMBER)
+
+
+def compile_first(kernel: Kernel, pipe: tuple[int, int], tell: Callable[[Compiled], None]) -> None:
+    """Compile one while others are found. pipe: whose other end will say how many there are."""
+    count, counted = pipe
+    os.close(counted)  # or nothing would end it where that is never said
+
+    def tell_how_many(word: Compiled) -> None:
+        if kernels := os.read(count, _NUMBER):
+            tell(dataclasses.replace(word, kernels=int.from_bytes(kernels)))
+
+    compile_some([kernel], numbers(0, 1), tell_how_many)
 
 
 def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled], None]) -> None:
@@ -183,7 +218,7 @@ def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled]
 
 def main() -> int:
     """Do what the line on standard input says."""
-    head_start.digest_compiler()
+    early_start.digest_compiler()
     orders = Orders.read(sys.stdin.readline())
     return int(not compile_all(orders, _tell))
 
@@ -199,7 +234,7 @@ def _fork(work: Callable[[], None]) -> int:
     if process:
         return process
     try:
-        lifeline.hold_to(sys.stdin)
+        lifeline.end_with_parent(sys.stdin)
         work()
         os._exit(0)
     finally:

@@ -1,8 +1,8 @@
 """Which compiled kernels an engine needs, and whether all of them can be trusted.
 
-Invariant: a kernel that was sealed here is taken from the cache only while every byte is as it was
-sealed; one that is not is thrown away before Triton looks for it. Which kernels an engine needs is
-kept beside them, by a key that names all that decides their code, so another version finds nothing.
+Invariant: a kernel that was sealed here is used only if every byte is unchanged; otherwise it is
+deleted before Triton looks for it. The list of kernels that an engine needs is stored beside them,
+under a key of everything that decides their code, so another version does not find it.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class CompiledCache:
-    """Triton's cache folder. All methods are safe beside other processes that do the same."""
+    """Triton's cache folder. All methods are safe while other processes use it too."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._kernels = SealedFolder(folder)
 
     def is_whole(self, key: str) -> bool:
-        """Whether all kernels of a key are there as they were sealed. What is not is removed."""
+        """Whether all kernels of a key are there and unchanged. Those that are not are removed."""
         wanted, names = self._read(self._list(key))
         broken = [name for name in names if not self._kernels.is_whole(name)]
         for name in broken:

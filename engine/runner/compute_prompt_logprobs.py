@@ -1,8 +1,9 @@
-"""Log-probabilities of a prompt's own tokens, of what the model has left at every place.
+"""Log-probabilities of a prompt's own tokens, from the hidden states of all its positions.
 
-Invariant: they are of the raw logits, as those of sampled tokens, and what a place gets depends on
-the tokens before it alone. Logits are made of so many places at once as a sampler has rows, by the
-kernels that a sampler launches. Only steps of exact sizes have a hidden state for every token.
+Invariant: they are computed from the raw logits, like those of sampled tokens, and those of a
+position depend only on the tokens before it. As many logits exist at once as a sampler has rows,
+and the kernels are those that a sampler launches. Only steps of exact sizes have a hidden state for
+every token.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,8 @@ MAX_TOP = 20  # of the best, at each place
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobTensors:
-    """Of a step's prompt tokens, row behind row in the order of `asked`. chosen: [J] fp32, rank:
-    [J] int64, ids: [J, 20] int64, values: [J, 20] fp32."""
+    """A step's prompt log-probabilities, row after row in the order of `asked`. chosen: [J] fp32,
+    rank: [J] int64, ids: [J, 20] int64, values: [J, 20] fp32."""
 
     asked: tuple[PromptLogprobsRow, ...]
     chosen: Tensor
@@ -34,7 +35,7 @@ class PromptLogprobTensors:
     values: Tensor
 
     def on_host(self, copy: Callable[[Tensor], Tensor]) -> "PromptLogprobTensors":
-        """The same, on its way to the host."""
+        """The same, being copied to the host."""
         return PromptLogprobTensors(self.asked, *map(copy, self._numbers))
 
     @property
@@ -42,7 +43,7 @@ class PromptLogprobTensors:
         return self.chosen, self.rank, self.ids, self.values
 
     def packed(self) -> tuple[bytes, ...]:
-        """See StepResult. Only once it has come to the host."""
+        """See StepResult. Call it only once the copy has ended."""
         chosen, rank, ids, values = (numbers.numpy() for numbers in self._numbers)
         told, at = [], 0
         for one in self.asked:
@@ -53,10 +54,8 @@ class PromptLogprobTensors:
 
 
 def stage_prompt_logprobs(staging: Staging, plan: StepPlan, begins: npt.NDArray[np.int64]) -> None:
-    """Put into the upload which places are looked at, and which tokens follow them.
-
-    begins: of each row of the plan, where its tokens' hidden states begin: [R].
-    """
+    """Put the positions, and the tokens that follow them, into the upload. begins: for each row of
+    the plan, where its tokens' hidden states begin: [R]."""
     rows = {row.slot: (at, row) for at, row in enumerate(plan.rows)}
     places, tokens = [], []
     for one in plan.prompt_logprobs:
@@ -71,8 +70,8 @@ def stage_prompt_logprobs(staging: Staging, plan: StepPlan, begins: npt.NDArray[
 def compute_prompt_logprobs(
     model: CausalModel, ops: Ops, hidden: Tensor, staging: Staging, plan: StepPlan, most: int
 ) -> PromptLogprobTensors:
-    """Those at the positions uploaded by `stage_prompt_logprobs`. hidden: [T, H], of all tokens of
-    the step. most: positions whose logits may exist at once."""
+    """The log-probabilities at the positions staged by `stage_prompt_logprobs`. hidden: [T, H], of
+    all tokens of the step. most: positions whose logits may exist at once."""
     places, tokens = staging.get("prompt_logprobs_places"), staging.get("prompt_logprobs_tokens")
     found = []
     for begin in range(0, len(places), most):

@@ -1,7 +1,7 @@
 """A plan's copies of whole blocks, in the cache and in that of layers with a window.
 
-Invariant: whoever copies in one cache copies in the other, so a plan without copies has none of
-either kind.
+Invariant: a request that copies in one cache copies in the other, so a plan without copies has none
+of either kind.
 """
 
 import torch
@@ -28,7 +28,7 @@ def _stage(staging: Staging, name: str, pairs: Pairs) -> None:
 
 
 def make_copies(staging: Staging, ops: Ops, kv: KVCache) -> None:
-    """Enqueue what was staged, if anything was."""
+    """Launch the copies that were staged, if there are any."""
     if (pairs := staging.find("copies")) is None:
         return
     source, target = pairs

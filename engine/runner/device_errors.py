@@ -1,9 +1,9 @@
-"""Which errors say that the device is lost: nothing that it computes can be trusted any more.
+"""Which errors mean that the device is lost: nothing that it computes can be trusted any more.
 
-Invariant: an error of the device sticks to the process: every later call fails, or, worse, returns.
-So whatever names one is a loss, in whoever's words it comes, and whatever it was wrapped in since;
-but for a want of memory, after which the device is as sound as before. Of a collective nothing is
-forgiven: the other ranks stand elsewhere now.
+Invariant: a device error stays with the process: every later call fails or, worse, returns. So any
+error that names one counts as a loss, whatever its wording and whatever it was wrapped in. The
+exception is a lack of memory, after which the device is as sound as before. An error of a
+collective is always fatal: the ranks are no longer in step.
 """
 
 import re
@@ -14,7 +14,7 @@ import torch
 # torch: "CUDA error: ..." (with cuBLAS behind it), "CUDA driver error: ...", "cuDNN error: ...".
 # Triton: "Triton Error [CUDA]: ...". NCCL and NVSHMEM: "Cuda failure ...". The driver's, the
 # runtime's and the libraries' own names: CUDA_ERROR_X, cudaErrorX, CUBLAS_STATUS_X. NVML: "GPU is
-# lost". The device's own words come last, for whoever passes them on without saying whose they are.
+# lost". The device's own messages come last: some callers pass them on without their origin.
 _LOST = re.compile(
     r"\b(CUDA|HIP|cuDNN|MIOpen|cuBLAS(Lt)?|cuSPARSE(Lt)?|cuSOLVER|NVSHMEM|NVML)"
     r"( \w+){0,2} (error|failure)\b"
@@ -40,7 +40,7 @@ _COLLECTIVE = re.compile(
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether it, or what it was raised from or while handling, says so."""
+    """Whether the error, or one in its chain of causes and contexts, means that."""
     return any(_says_so(one) for one in _chain(error))
 
 

@@ -1,4 +1,4 @@
-"""The program of the process that finds Triton's digest of itself; `head_start` starts it.
+"""The program of the process that finds Triton's digest of itself; `early_start` starts it.
 
     python -m quire.engine.runner.digest_main
 

@@ -26,7 +26,7 @@ from quire.kernels.support import card_name
 from quire.kernels.weight import Weight
 
 if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
-    from quire.kernels.linear.check import Around
+    from quire.kernels.linear.check import Fusion
     from quire.kernels.linear.exact import ExactProducts
     from quire.kernels.triton_ops import TritonOps
 
@@ -39,8 +39,8 @@ _TYPES = (torch.bfloat16, torch.float16)
 def is_wanted(
     config: EngineConfig, shape: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> bool:
-    """Whether the engine is to be exact, as far as it can be told before kernels are launched.
-    Raises ConfigError where `exact = on` cannot be."""
+    """Whether the engine is to be exact, as far as that is known before kernels are launched.
+    Raises ConfigError if `exact = on` is impossible."""
     if config.exact == "off":
         return False
     if device.type == "cpu":
@@ -90,8 +90,8 @@ def products_of(
 
 
 def verify(config: EngineConfig, model: CausalModel, ops: Ops) -> None:
-    """Compare the bits of all launches of Triton's operations; afterwards `ops` is exact, or with
-    `exact = auto` it is not any more. Raises ConfigError where `on` cannot be."""
+    """Compare the bits of all launches of Triton's operations. Afterwards `ops` is exact; with
+    `exact = auto` it may have been switched off. Raises ConfigError if `on` is impossible."""
     ops = cast("TritonOps", ops)
     assert ops.products is not None
     module = _differing(config, model, ops.products)
@@ -103,17 +103,17 @@ def verify(config: EngineConfig, model: CausalModel, ops: Ops) -> None:
 
 
 def _differing(config: EngineConfig, model: CausalModel, products: "ExactProducts") -> str | None:
-    """A weight's name whose launches differ, and which nothing can take the place of; or None."""
-    from quire.kernels.linear.check import Around
+    """The name of a weight whose launches differ and for which there is no replacement; or None."""
+    from quire.kernels.linear.check import Fusion
 
     tokens = max(config.max_num_batched_tokens, config.max_num_seqs + PROMPT_TOKENS[-1])  # padded
     rows = most_rows(config.max_num_seqs)
     several = [one for one in model.products() if one.weight.data.ndim > 2]
     for one in {one.kind: one for one in reversed(model.products())}.values():
-        around = Around(
+        fusion = Fusion(
             rows if one.sampled else tokens, one.norm, one.residual, one.silu, one.out_dtype
         )
-        if one.weight.data.ndim == 2 and not _keeps(one, around, model.dtype, products):
+        if one.weight.data.ndim == 2 and not _keeps(one, fusion, model.dtype, products):
             return one.module
     pairs = zip(several[::2], several[1::2], strict=True)  # gates and ups, downs
     for gate_up, down in {one.kind: (one, other) for one, other in pairs}.values():
@@ -123,7 +123,7 @@ def _differing(config: EngineConfig, model: CausalModel, products: "ExactProduct
 
 
 def _mixes(gate_up: Weight, down: Weight, tokens: int, model: CausalModel) -> bool:
-    """Whether a layer of experts makes the same of a row beside any others."""
+    """Whether a layer of experts gives a row the same bits beside any other rows."""
     from quire.kernels.experts import check
 
     experts = model.config.experts
@@ -132,19 +132,19 @@ def _mixes(gate_up: Weight, down: Weight, tokens: int, model: CausalModel) -> bo
     return check.differs(gate_up, down, mixture, tokens, model.dtype) is None
 
 
-def _keeps(one: Product, around: "Around", dtype: torch.dtype, products: "ExactProducts") -> bool:
+def _keeps(one: Product, fusion: "Fusion", dtype: torch.dtype, products: "ExactProducts") -> bool:
     """Whether the product has one order of sums, without what of the library has another."""
     from quire.kernels.linear import check, fp8_check
 
     if one.weight.is_fp8:
-        return fp8_check.differs(one.weight.data, around, dtype) is None
-    for found in check.check(one.weight.data, around, products):
+        return fp8_check.differs(one.weight.data, fusion, dtype) is None
+    for found in check.check(one.weight.data, fusion, products):
         if not found.kept:
             return False
         joins = getattr(found.variant, "joins", False)
         log.warning(
             "exact: %s: the library's products of up to %d rows have other bits, as at %d: %s",
-            *(one.module, min(found.bucket, around.most), found.rows),
+            *(one.module, min(found.bucket, fusion.most), found.rows),
             "residuals are added apart" if joins else "tiles take their place",
         )
     return True

@@ -138,7 +138,7 @@ def stage_rows(
     ends: Sequence[int],
     sampled: Sequence[int],
 ) -> None:
-    """Put rows into the upload: slots and lengths [R], packed tokens [T], the rows whose last
+    """Stage the rows for upload: slots and lengths [R], packed tokens [T], the rows whose last
     hidden states are wanted, and those that sample [L]."""
     starts = list(accumulate(lens, initial=0))
     staging.put_ints("row_slots", row_slots)
@@ -201,8 +201,8 @@ def mixed_inputs(
 
 
 def _with_window(batch: ForwardBatch, prepare: Callable[..., None]) -> ForwardBatch:
-    """The same step with its inputs for sliding-window layers added. prepare: computes them from
-    those layers' tables; what both have in common is simply written again."""
+    """Add the inputs of sliding-window layers to a step. prepare: computes them from those layers'
+    tables; what both kinds of layers share is simply written again."""
     slots, tables = torch.empty_like(batch.slot_mapping), torch.empty_like(batch.block_tables)
     prepare(batch.token_ids, batch.positions, slots, batch.context_lens, tables)
     return replace(batch, windowed=replace(batch, slot_mapping=slots, block_tables=tables))

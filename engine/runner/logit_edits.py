@@ -1,7 +1,7 @@
-"""Single ids preferred or left out: bias, allowed and banned ids, and masks of constraints.
+"""Edits of single logits: bias, allowed and banned ids, and masks of constraints.
 
-Invariant: what a slot asks for is taken down at its admission; a constraint's mask stands for all
-that its row may draw. Only rows that ask for something are touched.
+Invariant: a slot's edits are recorded at its admission; a constraint's mask already includes
+everything else that restricts its row. Only rows with edits are touched.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Bias = tuple[Tensor, Tensor, Tensor]
 
 
 class SlotEdits:
-    """What the slots ask for, on the host."""
+    """The slots' edits, on the host."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -46,12 +46,13 @@ class SlotEdits:
         return np.packbits(allowed, bitorder="little").tobytes()
 
     def masks(self, plan: StepPlan, masks: Masks) -> list[Mask]:
-        """Of each row of the logits, or NO_MASK; masks: those of constraints."""
+        """The mask of each row of the logits, or NO_MASK. masks: those of constraints."""
         found = self._masks | dict(masks)
         return [found.get(slot, NO_MASK) for slot in _sampling(plan)]
 
     def bias(self, staging: Staging, plan: StepPlan) -> Bias:
-        """Of the plan's rows that sample, uploaded; the first rows of the logits are theirs."""
+        """The bias of the plan's rows that sample, uploaded. Those rows are the first rows of the
+        logits."""
         slots = enumerate(_sampling(plan))
         found = [(row, *self._bias[slot]) for row, slot in slots if slot in self._bias]
         staging.begin()

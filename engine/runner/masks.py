@@ -1,8 +1,10 @@
-"""Which ids a step's rows may draw: bits in the host's memory, at one address, so that graphs read
-them where they were made. To copy them to the device takes the host longer than it takes a kernel.
+"""Masks of the ids that a step's rows may sample, in pinned host memory at a fixed address.
 
-Invariant: nothing is written while a sampler that reads it may be at work (`launched`). Masks are
-made where they are read (`room`), and whoever holds one of a room's masks keeps it from being given
+Graphs read the masks where they were made: copying them to the device would take the host longer
+than the kernel takes to read them.
+
+Invariant: nothing is written while a sampler that reads it may be running (`launched`). Masks are
+written where they are read (`room`); a room whose masks are still referenced is not handed out
 again.
 """
 
@@ -45,8 +47,8 @@ class MaskTable:
         return self.of.numpy().data
 
     def rows(self, count: int) -> Tensor:
-        """`of` of so many rows, in stream order: on a GPU a copy, since each of a kernel's
-        programs reads its row's."""
+        """The first rows of `of`, in stream order: on a GPU a copy, since each program of a kernel
+        reads its row's entry."""
         if self._device.type != "cuda":
             return self.of[:count]
         return self._near[:count].copy_(self.of[:count], non_blocking=True)
@@ -67,8 +69,8 @@ class MaskTable:
         return [_Room(first, numbers[first : first + self._rows]) for first in firsts]
 
     def room(self, count: int) -> Places:
-        """For so many masks of the next step: a part is good while it is held, itself and no part
-        of it."""
+        """Memory for `count` masks of the next step. A mask is valid while it is referenced itself;
+        references to slices of it do not count."""
         free = (room for room in self._rooms[:_ROOMS] if room.is_free())
         self._given = next(free, None) if count <= self._rows else None
         if self._given is None:
@@ -101,7 +103,7 @@ class MaskTable:
 
 
 class _Room:
-    """Masks of one step."""
+    """The masks of one step."""
 
     def __init__(self, first: int, words: npt.NDArray[np.int32]) -> None:
         """first: their place in the table; words: [R, W] int32."""
@@ -113,7 +115,7 @@ class _Room:
         self._unheld = self._references()
 
     def _references(self) -> int:
-        """To all masks in it."""
+        """The number of references to all masks in it."""
         return sum(map(sys.getrefcount, self._masks))
 
     def is_free(self) -> bool:
@@ -121,12 +123,12 @@ class _Room:
         return self._references() == self._unheld
 
     def take(self, count: int) -> Places:
-        """For masks to be written to."""
+        """Hand out the memory, to be written."""
         self.taken = count
         return self._whole[: count * self._words.strides[0]], self._masks[:count]
 
     def find(self, masks: Sequence[Mask]) -> list[int | None]:
-        """The places in the table of those that stand here."""
+        """The places in the table of masks that are in this room."""
         return list(map(self._places.get, map(id, masks)))
 
     def put(self, mask: Mask) -> int:

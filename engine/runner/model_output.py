@@ -1,7 +1,7 @@
-"""Where a step's model has ended and its sampler begins.
+"""The interface between a step's model and its sampler.
 
-Invariant: what stands here is all that the sampler takes of the model's part, at addresses that
-stay as they are until the next step is launched. So the two can be launched apart.
+Invariant: this is everything that the sampler needs from the model, at addresses that do not change
+until the next step is launched. So the two can be launched separately.
 """
 
 from dataclasses import dataclass, replace
@@ -41,8 +41,7 @@ class ModelOutput:
         )
 
     def sampling(self, rows: Tensor) -> "ModelOutput":
-        """The same output, already copied to the buffers, of which these rows sample. rows: [L]
-        int64."""
+        """The same output, already in the buffers, with these rows sampling. rows: [L] int64."""
         return replace(self, logits_rows=rows, sampled_rows=rows)
 
 
@@ -59,25 +58,27 @@ class SamplerInputs:
         self._context_lens = torch.zeros(most_rows, dtype=torch.int32, device=device)
 
     def context_lens(self, rows: int) -> Tensor:
-        """Those of a step, to be written: [rows] int32. More rows than are ever kept, which the
-        warm-up alone runs, get their own."""
+        """The buffer for a step's context lengths: [rows] int32. More rows than are ever kept,
+        which occur only in the warm-up, get a tensor of their own."""
         kept = self._context_lens
         return kept[:rows] if rows <= len(kept) else kept.new_empty(rows)
 
     def keep(self, forwarded: ModelOutput) -> ModelOutput:
-        """The same output with only the hidden states of each row's last token, copied here."""
+        """The same output with only the hidden states of each row's last token, copied to the
+        buffers."""
         hidden, rows = forwarded.hidden, forwarded.logits_rows
         chosen = hidden if rows is None else hidden[rows]
         room = self._hidden[: len(chosen)].copy_(chosen)
         return replace(forwarded, hidden=room, logits_rows=None)
 
     def left(self, row_slots: Tensor) -> ModelOutput:
-        """The inputs left by the last step, of one-token rows only. row_slots: [R] int32."""
+        """The sampler's inputs of the last step, if all its rows had one token. row_slots: [R]
+        int32."""
         rows = len(row_slots)
         lens = self.context_lens(rows)
         return ModelOutput(self._hidden[:rows], None, row_slots, lens, None, None)
 
     def left_by_prompts(self, staging: Staging) -> ModelOutput:
-        """The inputs left by the last step with longer rows, whose upload this is."""
+        """The sampler's inputs of the last step with longer rows, from its upload."""
         left = self.left(staging.get("row_slots")).sampling(staging.get("sampled_rows"))
         return replace(left, query_lens=staging.get("query_lens"))

@@ -1,8 +1,8 @@
-"""What is read of a prompt's last token where nothing is sampled: hidden states, or some logits.
+"""Outputs of a prompt's last token where nothing is sampled: hidden states, or some logits.
 
-Invariant: it is taken of what the model's part of a step has left, as the sampler takes it, and
-before the next step is launched; what a row gets depends on its own tokens alone. The kernels are
-torch's own and the head's, which the sampler launches for as many rows.
+Invariant: they are read from the model's output, as the sampler reads it, before the next step is
+launched; a row's output depends only on its own tokens. The kernels are torch's own and the head's,
+which the sampler launches for the same numbers of rows.
 """
 
 from collections.abc import Callable
@@ -22,22 +22,19 @@ _FLOAT = np.dtype("<f4")
 
 @dataclass(frozen=True, slots=True)
 class PooledNumbers:
-    """Of a step's pooled rows, in the order of `asked`.
-
-    states: [S, H] fp32, of those that ask for hidden states; logits: [N] fp32, those that the
-    others ask for, one row's behind another's.
-    """
+    """The outputs of a step's pooled rows, in the order of `asked`. states: [S, H] fp32, of those
+    that want hidden states; logits: [N] fp32, those that the others want, row after row."""
 
     asked: tuple[Pooled, ...]
     states: Tensor
     logits: Tensor
 
     def on_host(self, copy: Callable[[Tensor], Tensor]) -> "PooledNumbers":
-        """The same, on its way to the host."""
+        """The same, being copied to the host."""
         return replace(self, states=copy(self.states), logits=copy(self.logits))
 
     def packed(self) -> tuple[bytes, ...]:
-        """See StepResult. Only once it has come to the host."""
+        """See StepResult. Call it only once the copy has ended."""
         states, logits = iter(self.states.numpy()), self.logits.numpy()
         packed, at = [], 0
         for one in self.asked:
@@ -74,7 +71,8 @@ def stage_pooled(
 
 
 def pool(model: CausalModel, hidden: Tensor, staging: Staging, plan: StepPlan) -> PooledNumbers:
-    """What `stage_pooled` has put the places of. hidden: as the model has left it."""
+    """Compute the outputs whose places `stage_pooled` has staged. hidden: as the model has left
+    it."""
     rows, scored, wanted = (
         staging.get(f"pooled_{name}") for name in ("states", "scored", "logits")
     )

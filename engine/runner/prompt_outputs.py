@@ -1,4 +1,4 @@
-"""What a step reads of prompts, beside what it samples: hidden states, log-probabilities."""
+"""What a step reads from prompts besides sampling: hidden states and log-probabilities."""
 
 from dataclasses import replace
 

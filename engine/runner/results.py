@@ -81,8 +81,8 @@ class Results:
         self._kept_event = torch.cuda.Event(external=True) if pinned else None  # part of a graph
 
     def keep(self, sampled: Sampled) -> Sampled:
-        """The same, its tokens copied to the host as part of a graph, and so told: whoever launches
-        one fetches the results of the last one first."""
+        """The same, with the tokens copied to the host as part of a graph. So the results of a step
+        must be fetched before its graph is launched again."""
         on_host = self._kept[: len(sampled.tokens)].copy_(sampled.tokens, non_blocking=True)
         if self._kept_event is not None:
             self._kept_event.record()

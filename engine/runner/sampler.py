@@ -43,7 +43,7 @@ class Needs(NamedTuple):
         return self.masks or self.bias
 
     def including(self, params: SamplingNumbers) -> "Needs":
-        """These needs plus those of one more row."""
+        """The needs of these rows and one more."""
         return Needs(
             self.draws or params.temperature > 0,
             self.filters or params.has_filters,

@@ -1,6 +1,6 @@
-"""How the slots' requests sample, on the host: what a step's rows need after their logits.
+"""The slots' sampling parameters, on the host: which operations a step's rows need.
 
-Invariant: what a slot asks for is taken down at its admission, and holds until the next one there.
+Invariant: a slot's parameters are recorded at its admission, and hold until the next one.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from quire.engine.scheduling.plan import Admission, SamplingNumbers, StepPlan
 
 
 class SlotSampling:
-    """Of every slot, the numbers of its last admission."""
+    """For every slot, the numbers of its last admission."""
 
     def __init__(self) -> None:
         self.decoding: list[int] = []  # slots of the last decode step
@@ -27,14 +27,15 @@ class SlotSampling:
         self._decode_needs = None
 
     def needs_of_decode(self, plan: StepPlan) -> Needs:
-        """Of a step of one-token rows; looked up again only when its slots or requests change."""
+        """The needs of a step of one-token rows; computed again only if its slots or requests
+        change."""
         slots = [row.slot for row in plan.rows]
         if self._decode_needs is None or slots != self.decoding:
             self.decoding, self._decode_needs = slots, self.needs_of(plan)
         return self._decode_needs
 
     def needs_of(self, plan: StepPlan) -> Needs:
-        """Of any step."""
+        """The needs of any step."""
         needs = Needs(masks=bool(plan.masked))
         for row in plan.rows:
             if row.samples:
@@ -42,5 +43,6 @@ class SlotSampling:
         return needs
 
     def logprobs_of(self, plan: StepPlan) -> list[int | None]:
-        """How many of the best each sampling row wants told; None: no log-probabilities at all."""
+        """For each sampling row, how many of the best log-probabilities it wants; None: none at
+        all."""
         return [self._numbers[row.slot].logprobs for row in plan.rows if row.samples]

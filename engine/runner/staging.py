@@ -36,16 +36,17 @@ Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # first byte, end, dtype,
 
 @dataclass(slots=True)
 class Steps:
-    """How many steps' results were asked for, and how many of those have come. What was enqueued
-    before results were asked for has ended once they have come: all stands on one stream."""
+    """Counts the steps whose results were requested, and those whose results have arrived. Work
+    that was enqueued before results were requested has ended once they have arrived: everything
+    runs on one stream."""
 
     asked: int = 0
     come: int = 0
 
 
 class Ring:
-    """Host buffers that take turns, each with the event of the copy that reads it. To ask an event
-    takes long after a rest, so it is not asked where the results of a later step have come."""
+    """Pinned host buffers used in turn, each with the event of the copy that reads it. Querying an
+    event takes long after a pause, so it is skipped if the results of a later step have arrived."""
 
     def __init__(self, device: torch.device, count: int, capacity: int, steps: Steps) -> None:
         """capacity: bytes of each; one that is too small is replaced."""
@@ -68,8 +69,8 @@ class Ring:
         return self._turn
 
     def next(self, data: bytes, size: int = 0) -> Tensor:
-        """The next buffer, written once the copy that last read it has ended: the data, and what
-        is there behind it up to `size` bytes."""
+        """The next buffer, writable once the copy that last read it has ended: the data, and the
+        space after it up to `size` bytes."""
         size = max(size, len(data))
         self._turn = (self._turn + 1) % len(self._buffers)
         event = self._events[self._turn]
@@ -122,7 +123,7 @@ class Staging:
         self._head = self._whole = self._target  # see _copy
 
     def begin(self) -> None:
-        """Start a step's upload; the last one's tensors are no longer to be used."""
+        """Start a step's upload; the last one's tensors must not be used any more."""
         self._fixed = self._size = 0
         self._parts.clear()
         self._places.clear()
@@ -138,20 +139,21 @@ class Staging:
         code: str = "i",
         shape: tuple[int, ...] | None = None,
     ) -> None:
-        """The same of a few numbers, which numpy would take longer to take. code: "i" for int32,
-        "q" for int64."""
+        """The same for a few integers, which numpy would take longer to convert. code: "i" for
+        int32, "q" for int64."""
         data = struct.pack(f"{len(values)}{code}", *values)
         self.put_bytes(name, data, _CODES[code], shape or (len(values),))
 
     def put_bytes(self, name: str, data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        """The same of numbers that are bytes already."""
+        """The same for numbers that are bytes already."""
         begin, end = self._size, self._size + len(data)
         self._places[name] = (begin, end, dtype, shape)
         self._size = -(-end // _ALIGN) * _ALIGN  # joined later: a part copied takes six times
         self._parts += (data, _PADDING[self._size - end])
 
     def fix(self) -> None:
-        """What is put from here on lies where it does in a step that has put nothing before."""
+        """What is put from here on is at the addresses that it has in a step that has put nothing
+        before."""
         self._fixed = self._size
 
     def upload(self) -> bool:
@@ -174,7 +176,8 @@ class Staging:
         return self._kept.turn
 
     def copy(self) -> None:
-        """Upload what `fill` got ready, and as much as ever behind it. May be captured."""
+        """Upload what `fill` prepared, always with the same number of bytes after it. May be
+        captured."""
         assert self._filled is not None
         if self._pinned:
             self._head.copy_(self._filled, non_blocking=True)
@@ -182,7 +185,7 @@ class Staging:
             self._head = self._whole = self._filled
 
     def launched(self) -> None:
-        """What reads the upload is enqueued, and so is its copy."""
+        """The upload, and everything that reads it, has been enqueued."""
         if self._filled is not None:
             self._kept.copied()
             self._filled = None

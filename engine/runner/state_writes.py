@@ -1,9 +1,10 @@
-"""What must stand on the device before a step's rows are computed: slots, tables, copied blocks.
+"""Everything that must be on the device before a step's rows are computed: slots, tables, copied
+blocks.
 
-Invariant: all that a step writes is in its upload. Where one request is admitted the upload and the
-writes are one captured graph, for a few sizes: one by one they take the host longer to launch. What
-such a graph writes is staged ahead of all else, so it lies at one address for each size. Padding
-writes the null slot's table as it is.
+Invariant: everything that a step writes is in its upload. If one request is admitted, the upload
+and the writes are one captured graph, for a few sizes: launching them separately takes the host
+longer. What such a graph writes is staged before everything else, so it has one address for each
+size. Padding rewrites the null slot's table unchanged.
 """
 
 from collections.abc import Sequence
@@ -26,15 +27,14 @@ _UPDATES = (16, 64, 256)
 
 
 def write_bytes(max_num_seqs: int) -> int:
-    """Of the largest: the rows' slots, a slot, a seed, its numbers, places and blocks, a pair."""
+    """Bytes of the largest write: the rows' slots, a slot, a seed, its numbers, positions and
+    blocks, a pair."""
     return -(-max_num_seqs // 2) * 8 + 16 + -(-NUMBERS // 2) * 8 + 12 * _UPDATES[-1] + 16
 
 
 class Writer:
-    """Of one runner, by its step's upload.
-
-    row_slots: [max_num_seqs] int32, the rows of the last step of one-token rows, padded.
-    """
+    """The writes of one runner, through its step's upload. row_slots: [max_num_seqs] int32, the
+    rows of the last step of one-token rows, padded."""
 
     def __init__(
         self, staging: Staging, state: SlotState, ops: Ops, kv: KVCache, *, use_graphs: bool
@@ -70,8 +70,8 @@ class Writer:
         self._rows = []
 
     def begin(self, plan: StepPlan, rows: Sequence[int] | None = None, padded: int = 0) -> None:
-        """Start a step's upload. rows: slots of a step of one-token rows, to be padded to so many.
-        What the plan writes stands ahead of all else where such writes are captured."""
+        """Start a step's upload. rows: slots of a step of one-token rows, to be padded to `padded`.
+        What the plan writes comes before everything else if such writes are captured."""
         self._staging.begin()
         self._changed = False
         if rows is not None:
@@ -116,7 +116,7 @@ class Writer:
             stage_copies(self._staging, plan.copies, plan.window_copies)
 
     def _stage_kept(self, plan: StepPlan, key: WriteKey) -> None:
-        """The same with as many entries as the key says, to stay where it is."""
+        """The same, padded to the number of entries in the key, at a fixed address."""
         rows = packed(self._rows)
         rows += self._nobody[len(rows) :]
         self._staging.put_bytes("decoding", rows, torch.int32, self.row_slots.shape)
@@ -126,14 +126,14 @@ class Writer:
         self._staging.fix()
 
     def _make(self, plan: StepPlan) -> None:
-        """Enqueue what was staged."""
+        """Launch the writes that were staged."""
         if (rows := self._staging.find("decoding")) is not None:
             self.row_slots[: len(rows)].copy_(rows)
         self._state.write(self._staging, plan.admitted)
         make_copies(self._staging, self._ops, self._kv)
 
     def _make_kept(self) -> Sampled:
-        """Enqueue what was staged, and its upload; there is no token in that."""
+        """Launch the upload and the writes that were staged."""
         self._staging.copy()
         self._make(NOTHING)
         return Sampled(self._state.seeds[:0])

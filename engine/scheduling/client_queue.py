@@ -1,11 +1,11 @@
-"""Requests of one client that wait, and which of them goes first.
+"""The waiting requests of one client, and which of them is next.
 
-Rank: priority, then those that resume a broken output, then the user of the client that has been
-served the fewest tokens, then arrival.
+Rank: priority, then requests that resume a broken output, then the user who has been served the
+fewest tokens, then arrival.
 
-Invariant: `first` is the least in rank of the requests that were pushed and still wait. It costs a
-time logarithmic in the number of users and requests: of each user the first request stands in one
-heap, whose ranks only rise while it waits there; one that falls comes with a `push`.
+Invariant: `first` is the lowest-ranked of the requests that were pushed and still wait, in time
+logarithmic in the number of users and requests. The first request of each user is in one heap.
+Ranks in it only rise while a request waits; where one falls, a `push` comes with it.
 """
 
 import heapq
@@ -33,7 +33,7 @@ class ClientQueue:
         self._users.offer(user)
 
     def first(self) -> Request | None:
-        """Who goes next, left where it is; None if nobody waits."""
+        """The next request, left in the queue; None if the queue is empty."""
         user = self._users.first()
         return None if user is None else self._ranked[user][0][-1]
 
@@ -43,7 +43,7 @@ class ClientQueue:
         self._users.discard(user)
 
     def _rank(self, user: str) -> tuple[int, bool, int, int] | None:
-        """Of the user's first waiting request; None if none waits."""
+        """The rank of a user's first waiting request; None if there is none."""
         heap = self._ranked.get(user)
         while heap and heap[0][-1].status is not Status.WAITING:
             heapq.heappop(heap)

@@ -19,7 +19,7 @@ from quire.engine.scheduling.block_pool import BlockPool
 from quire.engine.scheduling.matching import Advance, Constrained, Mask, one_by_one
 from quire.engine.scheduling.plan import Masks, PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.request import Request, Status
-from quire.engine.scheduling.roster import Roster
+from quire.engine.scheduling.scheduler_state import SchedulerState
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ _Awaited = tuple[Request, Constrained, Output, int]
 class Completion:
     """Takes in the results of the plans in flight."""
 
-    def __init__(self, roster: Roster, window: int | None = None) -> None:
+    def __init__(self, state: SchedulerState, window: int | None = None) -> None:
         """window: tokens that each token sees, including itself; None: all before it."""
         self.in_flight: deque[Flight] = deque()
         self.advance: Advance = one_by_one  # feeds a step's tokens to the constraints' matchers
         self._awaited: list[_Awaited] = []
-        self._roster = roster
-        self._block_size = roster.pool.block_size
+        self._state = state
+        self._block_size = state.pool.block_size
         self._window = window
 
     def launched(self, plan: StepPlan, requests: Sequence[Request]) -> None:
@@ -56,7 +56,7 @@ class Completion:
 
     def hash_ahead(self) -> None:
         """Hash the blocks that the oldest plan in flight fills, while waiting for its result."""
-        (plan, requests), cache = self.in_flight[0], self._roster.pool.prefix_cache
+        (plan, requests), cache = self.in_flight[0], self._state.pool.prefix_cache
         first = plan.num_decode_rows if cache.enabled else len(requests)
         for row, request in zip(plan.rows[first:], requests[first:], strict=True):
             full = (row.start + row.num_tokens) // self._block_size
@@ -95,8 +95,8 @@ class Completion:
             one.slot: told
             for one, told in zip(plan.prompt_logprobs, result.prompt_logprobs, strict=True)
         }
-        flight, roster = self._retire(plan), self._roster
-        outputs, counters = roster.drain_outputs(), roster.counters
+        flight, state = self._retire(plan), self._state
+        outputs, counters = state.drain_outputs(), state.counters
         counters.steps += 1
         counters.mixed_steps += plan.is_mixed
         sampled = 0
@@ -119,7 +119,7 @@ class Completion:
             self._apply_whole(row, request, tokens, logprob, read, outputs)
         if self._awaited:
             self._match(outputs)
-        outputs += roster.drain_outputs()
+        outputs += state.drain_outputs()
         return outputs
 
     def _match(self, outputs: list[Output]) -> None:
@@ -138,9 +138,9 @@ class Completion:
                         raise RuntimeError("a token was drawn that its mask leaves out") from mask
                     raise mask
                 if not constrained.prepare(count, mask):
-                    self._roster.end(request, FinishReason.STOP, output, handed_out=True)
+                    self._state.end(request, FinishReason.STOP, output, handed_out=True)
                 elif count >= request.sampling.max_tokens:
-                    self._roster.end(request, FinishReason.LENGTH, output, handed_out=True)
+                    self._state.end(request, FinishReason.LENGTH, output, handed_out=True)
             except Exception as error:
                 outputs[:] = [other for other in outputs if other is not output]
                 self._fail_row(request, error, 1, outputs)
@@ -149,16 +149,16 @@ class Completion:
         """A step failed: end all requests in flight; none of their new blocks becomes known."""
         flights = tuple(self.in_flight)
         self.in_flight.clear()
-        self._roster.counters.failed_steps += len(flights)
+        self._state.counters.failed_steps += len(flights)
         held = [request for flight in flights for request in flight.requests]
         for request in held:
             request.in_flight -= 1
         for request in held:
             if request.status is Status.FINISHED:
-                self._roster.release_if_idle(request)
+                self._state.release_if_idle(request)
             else:
                 output = Output(request.key, request.index, error_id=error_id)
-                self._roster.end(request, FinishReason.ERROR, output)
+                self._state.end(request, FinishReason.ERROR, output)
 
     def _retire(self, plan: StepPlan) -> Flight:
         if not self.in_flight or self.in_flight[0].plan is not plan:
@@ -186,7 +186,7 @@ class Completion:
         ):
             return False
         known.append(token)  # comes first: it raises for what is no token
-        self._roster.counters.generated += 1
+        self._state.counters.generated += 1
         request.in_flight -= 1
         request.num_applied_tokens = end
         request.num_placeholders -= 1
@@ -230,14 +230,14 @@ class Completion:
         logprob: TokenLogprob | None,
         outputs: list[Output],
     ) -> None:
-        counters = self._roster.counters
+        counters = self._state.counters
         counters.generated += len(tokens)
         end = row.start + row.num_tokens
         if end <= request.num_prompt_tokens or row.num_tokens > 1:
             counters.prefill_computed += row.num_tokens
         if request.status is Status.FINISHED:
             counters.discarded += len(tokens)
-            self._roster.release_if_idle(request)
+            self._state.release_if_idle(request)
         elif row.epoch != request.epoch:
             counters.discarded += len(tokens)
         else:
@@ -251,7 +251,7 @@ class Completion:
             if self._window is not None:
                 self._give_back_passed(request, end + 1 - self._window)
             if row.start < request.num_prompt_tokens <= end:
-                self._roster.waiting.release(request)
+                self._state.waiting.release(request)
             self._append(request, tokens, logprob, outputs)
 
     def _apply_pooled(
@@ -260,7 +260,7 @@ class Completion:
         """The last row of a request with a pooled output. pooled: see StepResult."""
         lives = row.epoch == request.epoch and request.status is not Status.FINISHED
         if lives and not pooled:  # checked before its blocks become known
-            self._roster.counters.not_a_number += 1
+            self._state.counters.not_a_number += 1
             raise NotANumberError("what was to be read of the prompt is no finite number")
         self._apply_row(row, request, (), None, outputs)
         if not lives:
@@ -268,7 +268,7 @@ class Completion:
         output = Output(request.key, request.index, pooled=pooled)
         output.preemptions, output.peak_blocks = request.preemptions, request.peak_blocks
         outputs.append(output)
-        self._roster.end(request, FinishReason.STOP, output, handed_out=True)
+        self._state.end(request, FinishReason.STOP, output, handed_out=True)
 
     def _emit_prompt_logprobs(
         self, row: PlanRow, request: Request, told: bytes, outputs: list[Output]
@@ -278,7 +278,7 @@ class Completion:
         if row.epoch != request.epoch or request.status is Status.FINISHED:
             return
         if not told:
-            self._roster.counters.not_a_number += 1
+            self._state.counters.not_a_number += 1
             raise NotANumberError("the log-probabilities of the prompt are not finite numbers")
         top = request.spec.prompt_logprobs
         assert top is not None
@@ -314,16 +314,16 @@ class Completion:
             count = len(known) - request.num_prompt_tokens
             if count >= params.min_tokens and token in request.ending_ids:
                 stop = FinishReason.STOP
-                self._roster.end(request, stop, output, stop_token_id=token, handed_out=True)
+                self._state.end(request, stop, output, stop_token_id=token, handed_out=True)
                 return
             if request.constrained is not None:
                 self._awaited.append((request, request.constrained, output, count))
             elif count >= params.max_tokens:
-                self._roster.end(request, FinishReason.LENGTH, output, handed_out=True)
+                self._state.end(request, FinishReason.LENGTH, output, handed_out=True)
                 return
 
     def _register_full_blocks(self, request: Request) -> None:
-        cache, full = self._roster.pool.prefix_cache, request.num_applied_tokens // self._block_size
+        cache, full = self._state.pool.prefix_cache, request.num_applied_tokens // self._block_size
         if not cache.enabled:
             return
         hashes, known, salt = request.block_hashes, request.token_ids, request.spec.cache_salt
@@ -345,24 +345,24 @@ class Completion:
 
     def _windowed(self, request: Request) -> tuple[BlockPool, list[int]]:
         """The pool and the request's block table of the sliding-window layers."""
-        return self._roster.pool, request.block_table
+        return self._state.pool, request.block_table
 
     def _fail_row(
         self, request: Request, error: Exception, tokens: int, outputs: list[Output]
     ) -> None:
-        """End one request by an error that is its alone, for which so many tokens were drawn.
-        Raises CorruptStateError if the request has half ended already."""
+        """End one request with an error of its own, for which `tokens` were sampled in vain. Raises
+        CorruptStateError if the request has half ended already."""
         if request.status is Status.FINISHED:
-            self._roster.emit(*outputs)  # those of the rows before it are valid
+            self._state.emit(*outputs)  # those of the rows before it are valid
             raise CorruptStateError(str(error)) from error
-        self._roster.counters.discarded += tokens
+        self._state.counters.discarded += tokens
         output = Output(request.key, request.index)
         if isinstance(error, ConstraintError):  # the constraint turned out to be unsatisfiable
             output.dead_end = str(error)
         else:
             output.error_id = secrets.token_hex(4)
             log.error("a request failed (%s)", output.error_id, exc_info=error)
-        self._roster.end(request, FinishReason.ERROR, output)
+        self._state.end(request, FinishReason.ERROR, output)
 
 
 def _check_size(plan: StepPlan, result: StepResult) -> None:

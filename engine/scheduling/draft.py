@@ -31,7 +31,7 @@ class Draft:
     window_updates: list[BlockUpdate] = field(default_factory=list)  # these: see two_pools
     window_copies: list[tuple[int, int]] = field(default_factory=list)
     window_held: list[int] = field(default_factory=list)
-    starved: bool = False  # blocks ran out: nobody new is admitted in this step
+    starved: bool = False  # blocks ran out: nothing more is admitted in this step
 
     def plan(self, step_id: int, rows: tuple[PlanRow, ...], num_tokens: int) -> StepPlan:
         """The finished plan. rows: the drafted ones, in order."""

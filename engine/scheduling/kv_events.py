@@ -1,8 +1,8 @@
-"""What happens to the blocks that can be hit, told to whoever watches: plain data, in order.
+"""Events of the cached blocks, in order, as plain data for watchers.
 
-Invariant: applied in order to a snapshot, the events give what the prefix cache holds, one entry a
-block: two blocks of one hash are stored twice and removed one by one. Tails have no hash and are
-not told of. While nobody watches nothing is recorded (`PrefixCache.log` is None).
+Invariant: applied in order to a snapshot, the events give the prefix cache's content, one entry per
+block: two blocks with one hash are stored twice and removed one by one. Tails have no hash and no
+events. While there are no watchers nothing is recorded (`PrefixCache.log` is None).
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class KvEvent(NamedTuple):
 
 
 class KvEvents(NamedTuple):
-    """What came together. CHANGES: number `sequence`, one more than the changes before. SNAPSHOT:
-    all that is held once changes number `sequence` are applied, parents before their children.
-    LOST: changes up to that number were dropped, and only a snapshot can help."""
+    """A batch of events. CHANGES: number `sequence`, one more than the changes before. SNAPSHOT:
+    everything that is held once changes number `sequence` are applied, parents before their
+    children. LOST: changes up to that number were dropped, and only a snapshot can help."""
 
     sequence: int
     time: float
@@ -53,17 +53,17 @@ class KvLog:
         self._events.append(KvEvent(REMOVED, block_hash))
 
     def cleared(self) -> None:
-        """All are forgotten: what was to be told before no longer matters."""
+        """Everything was forgotten; events not yet taken no longer matter."""
         self._events = [KvEvent(CLEARED)]
 
     def take(self) -> tuple[KvEvent, ...]:
-        """What has come, in order."""
+        """The events since the last call, in order."""
         events, self._events = tuple(self._events), []
         return events
 
 
 class Known(Protocol):
-    """What can be hit, to be watched. log: of whoever watches."""
+    """A cache whose content can be watched. log: records events while there are watchers."""
 
     log: KvLog | None
 
@@ -84,7 +84,7 @@ def joined(first: Sequence[KvEvents], later: Sequence[KvEvents]) -> tuple[KvEven
 
 
 def parents_first(stored: Sequence[KvEvent]) -> tuple[KvEvent, ...]:
-    """The same events, each behind its parent's where that is among them."""
+    """The same events, each after its parent's if that is among them."""
     known = {event.block_hash for event in stored}
     children: dict[bytes, list[KvEvent]] = {}
     ready: list[KvEvent] = []

@@ -1,8 +1,8 @@
-"""What a request may be at most to run at all.
+"""The limits that a request must keep to be able to run at all.
 
-Invariant: a pure function of the request and three numbers, so that it can be asked wherever those
-are known: by the queue itself, and before a request is sent to an engine elsewhere. One that passes
-can always finish alone.
+Invariant: a pure function of the request and three numbers, so it can be checked wherever those are
+known: by the queue itself, and before a request is sent to an engine elsewhere. A request that
+passes can always finish alone.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Constraints as the scheduler knows them: which ids may follow, one token more, may it end?
+"""The scheduler's interface to constraints: which ids may follow, accept a token, may it end?
 
-Invariant: a `Constrained` has taken in exactly the known outputs of its index, and its mask is that
-of the next one. So preemption changes nothing, and a step's masks are there when the results of all
-steps before it have been taken in. What the constraint says, and of which text, only the matcher
-knows.
+Invariant: a `Constrained` has accepted exactly the known outputs of its index, and its mask is for
+the next one. So preemption changes nothing, and a step's masks are ready when the results of all
+earlier steps have been applied. Only the matcher knows what the constraint says, and about which
+text.
 """
 
 import re
@@ -18,8 +18,10 @@ class Matcher(Protocol):
     """One output's way through its constraint. Raises ConstraintError where its limits end it."""
 
     def mask(self) -> bytearray:
-        """Ids that may follow: bit i % 8 of byte i // 8 for id i, whole words of 4 bytes. None of
-        those that are there to end an output."""
+        """Ids that may follow: bit i % 8 of byte i
+
+        8 for id i, in words of 4 bytes. Ids that only end an output are not among them.
+        """
         ...
 
     def accept(self, token_id: int) -> None:
@@ -27,7 +29,7 @@ class Matcher(Protocol):
         ...
 
     def may_end(self) -> bool:
-        """Whether what has come satisfies the constraint."""
+        """Whether the accepted tokens satisfy the constraint."""
         ...
 
     def copy(self) -> "Matcher":
@@ -58,7 +60,7 @@ def one_by_one(steps: Sequence[Step]) -> list[Mask | Exception]:
 
 
 def parted(buffer: memoryview, count: int) -> Places:
-    """A buffer for so many masks."""
+    """`buffer`, and a view of it for each of `count` masks."""
     size = len(buffer) // count
     return buffer, [buffer[at * size : (at + 1) * size] for at in range(count)]
 
@@ -67,7 +69,7 @@ class Matchers(Protocol):
     """Makes matchers. Any thread may call."""
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """What matchers are to be made for; called before the first is asked for."""
+        """The vocabulary that matchers are compiled for. Called before the first one is needed."""
         ...
 
     def get_ready(self) -> bool:
@@ -75,12 +77,12 @@ class Matchers(Protocol):
         ...
 
     def write_to(self, room: Room) -> None:
-        """Where `advance` is to write its masks."""
+        """The memory into which `advance` writes its masks."""
         ...
 
     def set_concurrent_work(self, begin: BeginWork) -> None:
-        """What `advance` may begin, once at most, while it waits for many masks; it waits for that
-        as well."""
+        """Work that `advance` may start, at most once, while many masks are computed; it waits for
+        that work too."""
         ...
 
     def compile(self, constraint: Constraint) -> Matcher:
@@ -95,10 +97,10 @@ class Matchers(Protocol):
 
 
 class Constrained:
-    """One index under a constraint: its matcher, with what its parameters say besides.
+    """One index under a constraint: its matcher, and the parameters that matter for it.
 
-    An ending id may be chosen where the constraint is satisfied and min_tokens have come. Where
-    nothing else may follow the output is complete, whatever min_tokens says.
+    An ending id may be sampled if the constraint is satisfied and there are min_tokens. Where
+    nothing else may follow, the output is complete, whatever min_tokens says.
     """
 
     __slots__ = ("_allowed", "_ending_ids", "_params", "mask", "matcher")
@@ -111,7 +113,7 @@ class Constrained:
         self.mask: bytes | Mask = b""  # of the next token; see prepare
 
     def copy(self) -> "Constrained":
-        """A sibling's, as far as this one has come."""
+        """The same state for a sibling."""
         sibling = Constrained(self.matcher.copy(), self._params)
         sibling.mask = self.mask
         return sibling
@@ -121,9 +123,9 @@ class Constrained:
         return bool(self.mask[token_id >> 3] & 1 << (token_id & 7))
 
     def prepare(self, num_outputs: int, mask: Mask | None = None) -> bool:
-        """Make the mask of the token that follows so many outputs, of the matcher's own (None: it
-        is asked). False: nothing may follow, the output is complete. Raises ConstraintError where
-        it can neither go on nor end."""
+        """Make the mask of the token that follows num_outputs outputs. mask: the matcher's; None:
+        ask the matcher. Returns False if nothing may follow: the output is complete. Raises
+        ConstraintError if it can neither continue nor end."""
         params = self._params
         mask = self.matcher.mask() if mask is None else mask
         if self._ending_ids:
@@ -145,7 +147,7 @@ class Constrained:
 
 
 def constrained(matcher: Matcher, request: GenerationRequest) -> list[Constrained]:
-    """Of each index, with the resumed outputs taken in. Raises ConstraintError."""
+    """A Constrained for each index, with the resumed outputs accepted. Raises ConstraintError."""
     params, resumed = request.sampling, request.resume_token_ids
     ended = bool(resumed) and resumed[-1] in params.ending_ids
     for token_id in resumed[:-1] if ended else resumed:

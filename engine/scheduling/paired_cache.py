@@ -1,7 +1,7 @@
-"""The blocks that two prefix caches both hold: where layers differ, only those can be hit.
+"""The blocks that both prefix caches hold: where layers differ, only those can be hit.
 
-Invariant: of each hash as many blocks are told as there are in the cache that has fewer. So events
-and snapshots agree, as those of one cache do.
+Invariant: for each hash, as many blocks are reported as there are in the cache that has fewer. So
+events and snapshots agree, as those of one cache do.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from quire.engine.scheduling.prefix_cache import PrefixCache
 
 
 class PairedCache:
-    """To be watched in place of one cache."""
+    """Watched in place of one cache."""
 
     def __init__(self, one: PrefixCache, other: PrefixCache) -> None:
         self._caches = one, other
@@ -19,7 +19,7 @@ class PairedCache:
 
     @property
     def log(self) -> KvLog | None:
-        """Of whoever watches."""
+        """The log of the watchers."""
         return self._log
 
     @log.setter
@@ -45,7 +45,8 @@ class PairedCache:
 
 
 class _Side(KvLog):
-    """Of one of the caches: tells what changes in the pair. mine, theirs: blocks by hash."""
+    """The log of one of the two caches: reports what changes for the pair. mine, theirs: blocks by
+    hash."""
 
     def __init__(self, log: KvLog, mine: Counter[bytes], theirs: Counter[bytes]) -> None:
         super().__init__()

@@ -104,7 +104,7 @@ class Admission(NamedTuple):
     """
 
     key: int
-    index: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
+    index: int  # type: ignore[assignment]  # hides the tuple's own, which is not used
     slot: int
     last_token: int
     num_computed: int
@@ -123,7 +123,7 @@ class PlanRow(NamedTuple):
     """
 
     key: int
-    index: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
+    index: int  # type: ignore[assignment]  # hides the tuple's own, which is not used
     epoch: int
     slot: int
     start: int
@@ -163,7 +163,7 @@ class PromptLogprobsRow(NamedTuple):
     tokens, where the row itself does not hold it, else -1."""
 
     slot: int
-    count: int  # type: ignore[assignment]  # hides the tuple's own, which nobody asks for
+    count: int  # type: ignore[assignment]  # hides the tuple's own, which is not used
     following: int
     top: int
 

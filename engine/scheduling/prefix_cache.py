@@ -4,7 +4,7 @@ Invariant: everything indexed has been computed by steps that were applied. Only
 hash; a block has at most one hash, a hash may name several blocks. The last, partly filled block of
 a request that has ended is a *tail*: it is indexed by the prefix before it and its valid tokens,
 without a hash. Full blocks are shared; from a block that matches only in part the beginning is
-copied (`match_head`), because the rest of it belongs to another request.
+copied (`match_partial`), because the rest of it belongs to another request.
 
 Hashes are chained 128-bit xxh3: the root is H(seed, salt), a block's is H(parent, its tokens), so a
 hash identifies a whole prefix. The seed is random per process unless fixed, and tokens are compared
@@ -25,7 +25,7 @@ from quire.engine.scheduling.token_bytes import packed
 _TOKEN_BYTES = 4
 
 
-class Head(NamedTuple):
+class PartialMatch(NamedTuple):
     """A block whose first `num_tokens` tokens match."""
 
     block: int
@@ -38,7 +38,7 @@ class PrefixCache:
     def __init__(self, block_size: int, enabled: bool = True, seed: int | None = None) -> None:
         self.block_size = block_size
         self.enabled = enabled
-        self.log: KvLog | None = None  # while somebody watches
+        self.log: KvLog | None = None  # set while there are watchers
         self.duplicates = 0  # blocks registered under a hash that already named another one
         self._seed = (
             secrets.token_bytes(16) if seed is None else struct.pack("<Q", seed % (1 << 64))
@@ -65,7 +65,7 @@ class PrefixCache:
         return tuple(self._tokens_of)
 
     def hashes(self) -> Iterable[bytes]:
-        """Of all full blocks that can be hit, one each."""
+        """The hashes of all full blocks that can be hit, each once."""
         return self._hash_of.values()
 
     # ------------------------------------------------------------ hashes
@@ -89,8 +89,8 @@ class PrefixCache:
     def hash_known(
         self, hashes: list[bytes], salt: bytes, token_ids: Sequence[int], num_blocks: int
     ) -> None:
-        """The same, but only for the first block if that one is not cached: the other hashes are
-        not needed before the step that computes them is launched."""
+        """Like extend_hashes, but hashes only the first block if that one is not cached: the other
+        hashes are not needed before the step that computes them is launched."""
         self.extend_hashes(hashes, salt, token_ids, min(num_blocks, 1))
         if num_blocks and hashes[0] in self._blocks_of:
             self.extend_hashes(hashes, salt, token_ids, num_blocks)
@@ -144,9 +144,9 @@ class PrefixCache:
         first = max(best - needed, 0)
         return [*[0] * first, *found[first:best]]
 
-    def match_head(
+    def match_partial(
         self, hashes: Sequence[bytes], salt: bytes, token_ids: Sequence[int], index: int
-    ) -> Head | None:
+    ) -> PartialMatch | None:
         """The block, full or a tail, that follows the same prefix and shares the most leading
         tokens with block `index` of token_ids; None if no block shares any. No reference is taken.
         The last of token_ids does not count: it is left to compute.
@@ -161,11 +161,11 @@ class PrefixCache:
         begin, last = index * self.block_size, len(token_ids) - 1
         wanted = packed(token_ids[begin : min(begin + self.block_size, last)])
         place = bisect_left(children, (wanted, 0))
-        best = Head(0, 0)
+        best = PartialMatch(0, 0)
         for tokens, block in children[max(place - 1, 0) : place + 1]:
             equal = _num_equal(tokens, wanted)
             if equal > best.num_tokens:
-                best = Head(block, equal)
+                best = PartialMatch(block, equal)
         return best if best.num_tokens else None
 
     def register(
@@ -265,7 +265,7 @@ class PrefixCache:
     # ------------------------------------------------------------ integrity
 
     def count_among(self, free: Container[int]) -> int:
-        """How many blocks that can be hit are among these."""
+        """How many of these blocks can be hit."""
         return sum(1 for block in self._tokens_of if block in free)
 
     def check(self) -> None:

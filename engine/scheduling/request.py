@@ -27,7 +27,7 @@ _SEED_STEP = 0x9E3779B97F4A7C15  # splitmix64's increment: siblings' seeds lie f
 
 
 class Status(enum.Enum):
-    """Where a request stands."""
+    """The state of a request."""
 
     WAITING = enum.auto()
     RUNNING = enum.auto()

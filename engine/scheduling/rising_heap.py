@@ -1,9 +1,9 @@
-"""The least of many whose ranks rise unnoticed.
+"""A heap of items whose ranks may rise without notice.
 
-Invariant: each item that was offered and not discarded has one entry that counts, and its rank is
-never above the item's own. So the first entry whose rank is its item's own is the least of all;
-entries before it are put right as they come to the top. Each rise costs at most one such step,
-which takes time logarithmic in the number of items.
+Invariant: each item that was offered and not discarded has one valid entry, whose rank is never
+above the item's current one. So the first entry that is up to date is the minimum; entries before
+it are corrected when they reach the top. Each rise costs at most one such correction, in time
+logarithmic in the number of items.
 """
 
 import heapq
@@ -29,7 +29,7 @@ class RisingHeap(Generic[T]):
         return len(self._entries)
 
     def offer(self, item: T) -> None:
-        """The item has come, or its rank has fallen; nothing if neither is so."""
+        """Add an item, or note that its rank has fallen; no effect if neither is the case."""
         rank = self._rank_of(item)
         if item in self._counts and self._counts[item] <= rank:
             return

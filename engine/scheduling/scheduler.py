@@ -41,9 +41,9 @@ from quire.engine.scheduling.plan import (
     StepResult,
     new_row,
 )
-from quire.engine.scheduling.prefix_cache import Head
+from quire.engine.scheduling.prefix_cache import PartialMatch
 from quire.engine.scheduling.request import Request, Status
-from quire.engine.scheduling.roster import Roster
+from quire.engine.scheduling.scheduler_state import SchedulerState
 
 _RUNNING = Status.RUNNING
 # A BlockUpdate from a tuple of all its fields: half the time of a regular call, once per block.
@@ -68,10 +68,10 @@ class Scheduler:
         longest = options["max_model_len"]
         self.limits = RequestLimits(longest, pool.block_size, pool.num_usable)
         self.window = window
-        self.roster = Roster(pool, self.max_num_seqs)
-        self.completion = Completion(self.roster, window)
-        self.counters = self.roster.counters
-        self._shares = self.roster.waiting.shares
+        self.state = SchedulerState(pool, self.max_num_seqs)
+        self.completion = Completion(self.state, window)
+        self.counters = self.state.counters
+        self._shares = self.state.waiting.shares
         self._steps = 0
 
     # ------------------------------------------------------------ submissions
@@ -87,11 +87,11 @@ class Scheduler:
         """
         self.check(spec)
         goes_on = [one.prepare(len(spec.resume_token_ids)) for one in constrained]
-        leader = self.roster.enter(spec, constrained)
+        leader = self.state.enter(spec, constrained)
         if not all(goes_on):  # checked before max_tokens, as in apply
-            for request in tuple(self.roster.by_key[spec.key]):
+            for request in tuple(self.state.by_key[spec.key]):
                 output = Output(request.key, request.index, started=True)
-                self.roster.end(request, FinishReason.STOP, output)
+                self.state.end(request, FinishReason.STOP, output)
         elif spec.resume_token_ids:
             self._finish_if_resumed_complete(leader)
 
@@ -101,25 +101,25 @@ class Scheduler:
         params = request.sampling
         output = Output(request.key, request.index, started=True)
         if request.num_outputs >= params.min_tokens and last in params.ending_ids:
-            self.roster.end(request, FinishReason.STOP, output, stop_token_id=last)
+            self.state.end(request, FinishReason.STOP, output, stop_token_id=last)
         elif request.num_outputs >= params.max_tokens:
-            self.roster.end(request, FinishReason.LENGTH, output)
+            self.state.end(request, FinishReason.LENGTH, output)
 
     def abort(self, key: int) -> None:
         """End all indices of a request. Stale or repeated calls have no effect."""
-        for request in tuple(self.roster.by_key.get(key, ())):
+        for request in tuple(self.state.by_key.get(key, ())):
             self.counters.aborted_in_flight += request.in_flight > 0
-            self.roster.end(request, FinishReason.CANCELLED, Output(key, request.index))
+            self.state.end(request, FinishReason.CANCELLED, Output(key, request.index))
 
     def finish(self, key: int, index: int, kept: int) -> None:
         """End one index after `kept` of the outputs handed out: the caller found a stop string.
 
         Stale or repeated calls have no effect.
         """
-        for request in tuple(self.roster.by_key.get(key, ())):
+        for request in tuple(self.state.by_key.get(key, ())):
             if request.index == index:
                 self.counters.discarded += request.emitted - kept
-                self.roster.end(request, FinishReason.STOP, None)
+                self.state.end(request, FinishReason.STOP, None)
 
     # ------------------------------------------------------------ planning
 
@@ -159,7 +159,7 @@ class Scheduler:
             self._plan_running(draft, decode=True)
 
     def _plan_running(self, draft: Draft, *, decode: bool) -> None:
-        running, block_size = self.roster.running, self.pool.block_size
+        running, block_size = self.state.running, self.pool.block_size
         if len(draft.planned) == len(running):
             return
         for request in tuple(running):
@@ -229,7 +229,7 @@ class Scheduler:
             victim = self._victim(request, draft)
             if victim is None:
                 return False
-            self.roster.preempt(victim)
+            self.state.preempt(victim)
             if victim is request:
                 return False
         return True
@@ -239,7 +239,7 @@ class Scheduler:
 
         None: only `request` is left while others advance; it waits instead of losing its work.
         """
-        candidates = [r for r in self.roster.running if r.slot not in draft.planned]
+        candidates = [r for r in self.state.running if r.slot not in draft.planned]
         if candidates == [request]:
             return None
         return min(candidates, key=lambda r: (r.priority, -r.admission))
@@ -254,8 +254,8 @@ class Scheduler:
     # ------------------------------------------------------------ admission
 
     def _admit(self, draft: Draft) -> None:
-        while draft.budget > 0 and self.roster.free_slots and not draft.starved:
-            request = self.roster.waiting.head()
+        while draft.budget > 0 and self.state.free_slots and not draft.starved:
+            request = self.state.waiting.head()
             if request is None or not self._admit_one(request, draft):
                 return
 
@@ -270,16 +270,16 @@ class Scheduler:
             shared = fork.block_table[: computed // self.pool.block_size]
             source = fork.block_table[len(shared)]
         fresh = self.pool.blocks_needed(request.num_tokens) - len(shared)
-        reserve = min(len(self.roster.running), self.pool.num_usable // 64)
+        reserve = min(len(self.state.running), self.pool.num_usable // 64)
         if not self.pool.has_room(fresh + reserve, shared):
             draft.starved = True
             return False
         hits = fork is None and not request.prompt_logprobs_left
-        if hits and (head := self._hold_head(request, shared, fresh, draft)) is not None:
-            source, computed = head.block, computed + head.num_tokens
+        if hits and (match := self._hold_partial(request, shared, fresh, draft)) is not None:
+            source, computed = match.block, computed + match.num_tokens
         if request.cached_tokens < 0:
             self._start(request, computed, fork)
-        self.roster.admit(request, shared, computed)
+        self.state.admit(request, shared, computed)
         draft.admitted.append(request.admission_row())
         self._extend_table(request, shared, draft)
         self._extend_table(request, self.pool.allocate(fresh), draft)
@@ -311,23 +311,23 @@ class Scheduler:
         (cache.hash_known if reach is None else cache.extend_hashes)(hashes, salt, known, limit)
         return cache.match(hashes[:limit], known, reach)
 
-    def _hold_head(
+    def _hold_partial(
         self, request: Request, shared: Sequence[int], fresh: int, draft: Draft
-    ) -> Head | None:
+    ) -> PartialMatch | None:
         """A block from which to copy the tokens that follow the shared blocks, leaving at least one
         token to compute. It is held until the plan is made; None if there is no block to spare."""
         cache, known = self.pool.prefix_cache, request.token_ids
         salt = request.spec.cache_salt
-        head = cache.match_head(request.block_hashes, salt, known, len(shared))
-        if head is None:
+        match = cache.match_partial(request.block_hashes, salt, known, len(shared))
+        if match is None:
             return None
-        held = [head.block]
+        held = [match.block]
         if not self.pool.has_room(fresh, (*shared, *held)):
             return None
         self.pool.share(held)
         draft.held += held
-        self.counters.head_copies += 1
-        return head
+        self.counters.partial_copies += 1
+        return match
 
     def _start(self, request: Request, computed: int, fork: Request | None) -> None:
         """Counters and the `started` output of a request that is scheduled for the first time."""
@@ -340,7 +340,7 @@ class Scheduler:
         self.counters.prompt_tokens += request.num_prompt_tokens
         output = Output(request.key, request.index, started=True)
         output.cached_tokens = request.cached_tokens
-        self.roster.emit(output)
+        self.state.emit(output)
 
     # ------------------------------------------------------------ results
 
@@ -359,7 +359,7 @@ class Scheduler:
 
     def drain_outputs(self) -> list[Output]:
         """Outputs made since the last call, outside of apply."""
-        return self.roster.drain_outputs()
+        return self.state.drain_outputs()
 
     # ------------------------------------------------------------ sight
 
@@ -375,15 +375,15 @@ class Scheduler:
 
     def knows(self, key: int) -> bool:
         """Whether there is state of an unfinished request of this key."""
-        return key in self.roster.by_key
+        return key in self.state.by_key
 
     @property
     def num_running(self) -> int:
-        return len(self.roster.running)
+        return len(self.state.running)
 
     @property
     def num_waiting(self) -> int:
-        return len(self.roster.waiting)
+        return len(self.state.waiting)
 
     @property
     def num_in_flight(self) -> int:
@@ -393,8 +393,8 @@ class Scheduler:
     @property
     def has_requests(self) -> bool:
         """Whether any request is unfinished or any step in flight."""
-        return bool(self.roster.by_key or self.completion.in_flight)
+        return bool(self.state.by_key or self.completion.in_flight)
 
     def unfinished(self) -> Iterator[Request]:
         """All requests that have not ended."""
-        return self.roster.unfinished()
+        return self.state.unfinished()

@@ -1,11 +1,11 @@
 """How many tokens each client has been served: virtual token counters (Sheng et al., 2024).
 
-A client may serve users of its own: they share what the client gets, by counters of the same kind,
-and nobody gets more by naming users.
+A client may serve users of its own: they divide the client's share by counters of the same kind, so
+naming users gains a client nothing.
 
-Invariant: counters are of clients, and of users, with unfinished requests. One that comes, or comes
-back from idleness, starts level with the least served of the others, so it neither owes nor owns.
-Shares are counted in tokens, never in time.
+Invariant: only clients and users with unfinished requests have counters. One that arrives, or
+returns after being idle, starts level with the least served of the others: it has neither debt nor
+credit. Shares are counted in tokens, never in time.
 """
 
 from quire.engine.scheduling.rising_heap import RisingHeap
@@ -33,7 +33,7 @@ class Counters:
         self._unfinished[name] += 1
 
     def leave(self, name: str) -> None:
-        """One less; a name without any is forgotten."""
+        """One request fewer; forget the counter after the last."""
         self._unfinished[name] -= 1
         if not self._unfinished[name]:
             del self._unfinished[name], self.served[name]
@@ -41,7 +41,7 @@ class Counters:
 
 
 class Shares:
-    """A counter a client, and one a user of it."""
+    """Token counters: one per client, and one per user of a client."""
 
     def __init__(self) -> None:
         self._clients = Counters()
@@ -57,7 +57,7 @@ class Shares:
         return client in self._clients
 
     def users(self, client: str) -> Counters:
-        """Of a client that has unfinished requests."""
+        """The counters of a client's users. The client has unfinished requests."""
         return self._users[client]
 
     def enter(self, client: str, user: str = "") -> None:
@@ -66,7 +66,7 @@ class Shares:
         self._users.setdefault(client, Counters()).enter(user)
 
     def leave(self, client: str, user: str = "") -> None:
-        """One less; who has none is forgotten."""
+        """One request fewer; forget the client and the user after their last."""
         self._clients.leave(client)
         if client in self._clients:
             self._users[client].leave(user)

@@ -1,7 +1,7 @@
-"""Token ids as bytes: four each, as the device, the cache's hashes and other ranks take them.
+"""Token ids as bytes, four each: the form that the device, the cache's hashes and other ranks take.
 
-Invariant: a request's ids are made bytes once, when it comes; whatever takes some of them from then
-on copies bytes. To make bytes of a prompt of thousands of ids takes longer than to hash them.
+Invariant: a request's ids are converted once, when it arrives; later uses copy bytes. Converting
+thousands of ids takes longer than hashing them.
 """
 
 import struct
@@ -17,12 +17,13 @@ def packed(ids: Sequence[int]) -> bytes:
 
 
 def as_array(ids: Sequence[int]) -> "array[int]":
-    """The same ids, of which parts are bytes at once; from a tuple in half of array's own time."""
+    """The same ids as an array whose slices are bytes at once; from a tuple in half the time of
+    array()."""
     made = array("i")
     made.frombytes(packed(ids))
     return made
 
 
 def unpacked(data: bytes) -> tuple[int, ...]:
-    """What `packed` was given."""
+    """The reverse of `packed`."""
     return struct.unpack(f"<{len(data) // 4}i", data)

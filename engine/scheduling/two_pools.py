@@ -25,8 +25,8 @@ from quire.engine.scheduling.options import SchedulerOptions
 from quire.engine.scheduling.paired_cache import PairedCache
 from quire.engine.scheduling.plan import BlockUpdate
 from quire.engine.scheduling.request import Request
-from quire.engine.scheduling.roster import Roster
 from quire.engine.scheduling.scheduler import Scheduler
+from quire.engine.scheduling.scheduler_state import SchedulerState
 
 
 def steady_window_blocks(window: int, block_size: int) -> int:
@@ -38,15 +38,15 @@ def steady_window_blocks(window: int, block_size: int) -> int:
 def least_window_blocks(window: int, block_size: int, step_tokens: int, num_blocks: int) -> int:
     """Blocks that the window's pool must have for a lone request to finish.
 
-    They hold what a step of so many tokens sees, and two more: one for a hit that begins within a
-    block, and one for a window that does. Never more than num_blocks, the number where all is seen.
+    They hold what a step of step_tokens tokens sees, and two more: one for a hit that begins within
+    a block, and one for a window that does. Never more than num_blocks, which full attention needs.
     """
     return min((window + step_tokens - 3) // block_size + 3, num_blocks)
 
 
-class Found(NamedTuple):
-    """What stands in the cache for a request: the heads of its tables, how many tokens that is, and
-    which block of each pool to copy the next column from."""
+class CachedPrefix(NamedTuple):
+    """The cached prefix of a request: the first blocks of both tables, its length in tokens, and
+    the blocks from which to copy the next column."""
 
     full: Sequence[int]
     windowed: Sequence[int]
@@ -54,18 +54,18 @@ class Found(NamedTuple):
     sources: tuple[int, int] | None = None
 
 
-class TwoPoolRoster(Roster):
-    """A roster whose running requests hold blocks of two pools."""
+class TwoPoolState(SchedulerState):
+    """The state of requests that hold blocks of two pools."""
 
     def __init__(self, pool: BlockPool, window_pool: BlockPool, max_num_seqs: int) -> None:
         super().__init__(pool, max_num_seqs)
         self.window_pool = window_pool
 
-    def admit_found(self, request: Request, found: Found) -> None:
-        """See `admit`; `found` is shared in both pools."""
-        self.window_pool.share(found.windowed)
-        self.admit(request, found.full, found.computed)
-        blocks = found.windowed
+    def admit_prefix(self, request: Request, prefix: CachedPrefix) -> None:
+        """See `admit`; `prefix` is shared in both pools."""
+        self.window_pool.share(prefix.windowed)
+        self.admit(request, prefix.full, prefix.computed)
+        blocks = prefix.windowed
         request.num_passed_blocks = next((i for i, b in enumerate(blocks) if b), len(blocks))
 
     def _register_tail(self, request: Request) -> None:
@@ -85,11 +85,11 @@ class TwoPoolRoster(Roster):
 
 
 class TwoPoolCompletion(Completion):
-    """Makes full blocks known in both caches, and gives back those of one."""
+    """Registers full blocks in both caches, and releases those that the window has passed."""
 
-    def __init__(self, roster: TwoPoolRoster, window: int) -> None:
-        super().__init__(roster, window)
-        self._window_pool = roster.window_pool
+    def __init__(self, state: TwoPoolState, window: int) -> None:
+        super().__init__(state, window)
+        self._window_pool = state.window_pool
 
     def _register_full_blocks(self, request: Request) -> None:
         first = request.num_registered_blocks
@@ -123,11 +123,11 @@ class TwoPoolScheduler(Scheduler):
         self.window_pool = window_pool
         self._reach = window
         self._steady = steady_window_blocks(window, pool.block_size)
-        self._both = TwoPoolRoster(pool, window_pool, self.max_num_seqs)
-        self.roster = self._both
+        self._both = TwoPoolState(pool, window_pool, self.max_num_seqs)
+        self.state = self._both
         self.completion = TwoPoolCompletion(self._both, window)
-        self.counters = self.roster.counters
-        self._shares = self.roster.waiting.shares
+        self.counters = self.state.counters
+        self._shares = self.state.waiting.shares
         self._known = PairedCache(pool.prefix_cache, window_pool.prefix_cache)
 
     @property
@@ -173,24 +173,24 @@ class TwoPoolScheduler(Scheduler):
 
     def _admit_one(self, request: Request, draft: Draft) -> bool:
         fork = self._fork_source(request)
-        found = self._find(request) if fork is None else self._forked(request, fork)
-        if not self._fits(request, found, draft):
+        prefix = self._find(request) if fork is None else self._forked(request, fork)
+        if not self._fits(request, prefix, draft):
             draft.starved = True
             return False
         if fork is None and not request.prompt_logprobs_left:
-            found = self._hold_heads(request, found, draft)
-        fresh, windowed = self._fresh(request, found, draft)
+            prefix = self._hold_partials(request, prefix, draft)
+        fresh, windowed = self._fresh(request, prefix, draft)
         if request.cached_tokens < 0:
-            self._start(request, found.computed, fork)
-        self._both.admit_found(request, found)
+            self._start(request, prefix.computed, fork)
+        self._both.admit_prefix(request, prefix)
         draft.admitted.append(request.admission_row())
-        self._extend_table(request, found.full, draft)
+        self._extend_table(request, prefix.full, draft)
         self._extend_table(request, self.pool.allocate(fresh), draft)
-        self._extend_window(request, found.windowed, draft)
+        self._extend_window(request, prefix.windowed, draft)
         self._extend_window(request, self.window_pool.allocate(windowed), draft)
-        if found.sources is not None:
-            column = len(found.full)
-            source, window_source = found.sources
+        if prefix.sources is not None:
+            column = len(prefix.full)
+            source, window_source = prefix.sources
             draft.copies.append((source, request.block_table[column]))
             draft.window_copies.append((window_source, request.window_table[column]))
         self._add_row(request, min(request.remaining, draft.budget), draft)
@@ -202,58 +202,59 @@ class TwoPoolScheduler(Scheduler):
             return None
         return leader
 
-    def _forked(self, request: Request, fork: Request) -> Found:
+    def _forked(self, request: Request, fork: Request) -> CachedPrefix:
         computed = request.num_prompt_tokens - 1
         column = computed // self.pool.block_size
         full, windowed = fork.block_table, fork.window_table
         sources = full[column], windowed[column]
-        return Found(full[:column], windowed[:column], computed, sources)
+        return CachedPrefix(full[:column], windowed[:column], computed, sources)
 
-    def _find(self, request: Request) -> Found:
-        """What both caches know of a prefix, leaving a token to compute."""
+    def _find(self, request: Request) -> CachedPrefix:
+        """The prefix known to both caches, leaving a token to compute."""
         full = self._find_prefix(request)
         hashes, cache = request.block_hashes[: len(full)], self.window_pool.prefix_cache
         windowed = cache.match(hashes, request.token_ids, self._reach - 1)
         columns = len(windowed)
-        return Found(full[:columns], windowed, columns * self.pool.block_size)
+        return CachedPrefix(full[:columns], windowed, columns * self.pool.block_size)
 
-    def _hold_heads(self, request: Request, found: Found, draft: Draft) -> Found:
-        """The same with a block of each pool to copy what follows from, held until the plan is
-        made; unchanged where there are none, or the blocks do not suffice for that."""
-        where = request.block_hashes, request.spec.cache_salt, request.token_ids, len(found.full)
-        head = self.pool.prefix_cache.match_head(*where)
-        other = self.window_pool.prefix_cache.match_head(*where)
-        if head is None or other is None:
-            return found
-        more = min(head.num_tokens, other.num_tokens)
-        sources = head.block, other.block
-        grown = found._replace(computed=found.computed + more, sources=sources)
+    def _hold_partials(self, request: Request, prefix: CachedPrefix, draft: Draft) -> CachedPrefix:
+        """The same plus a block of each pool from which to copy the tokens that follow, held until
+        the plan is made; unchanged if there are none, or no blocks to spare."""
+        where = request.block_hashes, request.spec.cache_salt, request.token_ids, len(prefix.full)
+        match = self.pool.prefix_cache.match_partial(*where)
+        other = self.window_pool.prefix_cache.match_partial(*where)
+        if match is None or other is None:
+            return prefix
+        more = min(match.num_tokens, other.num_tokens)
+        sources = match.block, other.block
+        grown = prefix._replace(computed=prefix.computed + more, sources=sources)
         if not self._fits(request, grown, draft):
-            return found
+            return prefix
         self.pool.share(sources[:1])
         self.window_pool.share(sources[1:])
-        draft.held.append(head.block)
+        draft.held.append(match.block)
         draft.window_held.append(other.block)
-        self.counters.head_copies += 1
+        self.counters.partial_copies += 1
         return grown
 
-    def _fresh(self, request: Request, found: Found, draft: Draft) -> tuple[int, int]:
+    def _fresh(self, request: Request, prefix: CachedPrefix, draft: Draft) -> tuple[int, int]:
         """Blocks to take in each pool: for all that is known, and for the tokens of this step."""
-        end = found.computed + min(request.remaining - found.computed, draft.budget)
-        needed, columns = self.pool.blocks_needed, len(found.full)
+        end = prefix.computed + min(request.remaining - prefix.computed, draft.budget)
+        needed, columns = self.pool.blocks_needed, len(prefix.full)
         return needed(request.num_tokens) - columns, needed(end) - columns
 
-    def _fits(self, request: Request, found: Found, draft: Draft) -> bool:
-        """Whether both pools have room, in the window's also for what the request comes to hold."""
-        fresh, windowed = self._fresh(request, found, draft)
-        shared = sum(block != NULL_BLOCK for block in found.windowed)
+    def _fits(self, request: Request, prefix: CachedPrefix, draft: Draft) -> bool:
+        """Whether both pools have room; in the window's pool, also for the blocks that the request
+        will hold later."""
+        fresh, windowed = self._fresh(request, prefix, draft)
+        shared = sum(block != NULL_BLOCK for block in prefix.windowed)
         steady = min(self.pool.blocks_needed(request.num_tokens), self._steady)
-        held, window_held = found.sources or (NULL_BLOCK, NULL_BLOCK)
-        full = [*found.full, held]
+        held, window_held = prefix.sources or (NULL_BLOCK, NULL_BLOCK)
+        full = [*prefix.full, held]
         return self._has_room(self.pool, full, fresh) and self._has_room(
-            self.window_pool, [*found.windowed, window_held], max(windowed, steady - shared)
+            self.window_pool, [*prefix.windowed, window_held], max(windowed, steady - shared)
         )
 
     def _has_room(self, pool: BlockPool, shared: Sequence[int], fresh: int) -> bool:
-        reserve = min(len(self.roster.running), pool.num_usable // 64)
+        reserve = min(len(self.state.running), pool.num_usable // 64)
         return pool.has_room(fresh + reserve, shared)

@@ -110,7 +110,7 @@ class WaitingQueue:
         return self._ranked[client]
 
     def _left(self, request: Request) -> None:
-        """It no longer waits; another of its client's may now be first."""
+        """A request no longer waits; another one of its client may now be first."""
         self._live -= 1
         if self._rank(request.spec.client) is not None:
             self._clients.offer(request.spec.client)

@@ -49,7 +49,7 @@ class Engine:
         )
 
     def stop(self) -> None:
-        """That is meant: the other ranks are told."""
+        """Tell the other ranks that the stop is regular."""
         if self.ranks is not None:
             self.ranks.stop()
 
@@ -79,7 +79,7 @@ def build_engine(
 
 
 def _alone(blocks: int, fingerprint: str) -> int:
-    """What the only rank agrees on with itself."""
+    """The agreement of a rank that has no others: its own number of blocks."""
     del fingerprint
     return blocks
 
@@ -114,7 +114,7 @@ def engine_over(
 
 
 def _info(config: EngineConfig, rank: Rank, num_blocks: int) -> EngineInfo:
-    """What the engine tells of itself. num_blocks: the null block left out."""
+    """The engine's description of itself. num_blocks: without the null block."""
     model = rank.model
     shape, device = model.config, model.device
     plan = sizing.plan_of(config, shape, device, model.dtype, num_blocks)

@@ -14,7 +14,7 @@ from quire.engine.parallel.ranks import ended_on_error
 from quire.engine.scheduling.matching import Matchers
 from quire.engine.startup.build_engine import Engine, engine_over
 from quire.engine.startup.build_rank import build_rank
-from quire.engine.startup.start_ranks import leading, meet, start_ranks
+from quire.engine.startup.start_ranks import leading, rendezvous, start_ranks
 
 
 def build_parallel(
@@ -28,7 +28,7 @@ def build_parallel(
     """See build_engine. program: another rank's. Raises QuireError."""
     ranks = start_ranks(config, program)
     with ended_on_error(ranks):
-        world = partial(meet, config, ranks)
+        world = partial(rendezvous, config, ranks)
         rank = build_rank(config, 0, world, *leading(ranks, progress), pdl=pdl)
         ranks.wait_for(Kind.READY)
         engine = engine_over(config, rank, LeadingRunner(rank.runner, ranks), ranks, matchers)

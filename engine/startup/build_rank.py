@@ -63,8 +63,8 @@ class _Basis:
     @property
     def sized_beside(self) -> bool:
         """Whether the cache is sized while kernels are compiled, by a step that launches none, and
-        warm-up waits for each kernel alone: of one rank, without experts, whom torch would look up
-        by what no kernel has written."""
+        each launch of the warm-up waits for its own kernel only. Only for one rank, and not for
+        experts: without kernels, torch would look them up by uninitialised numbers."""
         if self.ahead is None or self.exact or self.shape.experts is not None:
             return False
         return self.ahead.at_work and self.world.exchange is None

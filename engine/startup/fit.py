@@ -51,7 +51,7 @@ def warn_if_short(config: EngineConfig, plan: SizingPlan) -> None:
 
 
 def _judge_length(config: EngineConfig, plan: SizingPlan) -> Verdict:
-    """Of a cache that fits: it need not hold the longest request, but some."""
+    """The verdict on a cache that fits: it need not hold the longest request, but some request."""
     starts = plan.num_blocks > 0
     if plan.full_length_sequences < 1:
         reason = _too_short(plan) if starts else _no_block(plan)
@@ -131,7 +131,7 @@ def _sized_by_share(config: EngineConfig, plan: SizingPlan) -> bool:
 
 
 def _raise_share(config: EngineConfig, plan: SizingPlan, more_bytes: int) -> tuple[str, ...]:
-    """To raise the GPU's share, if so many bytes are outside it."""
+    """The advice to raise the GPU's memory share, if it leaves out at least more_bytes."""
     helps = _sized_by_share(config, plan) and more_bytes <= plan.whole_bytes - plan.memory_bytes
     return (f"raise gpu_memory_utilization = {config.gpu_memory_utilization}",) if helps else ()
 

@@ -1,7 +1,7 @@
-"""The KV cache, and whoever gives its blocks out.
+"""Allocates the KV cache and builds the scheduler over its blocks.
 
-Invariant: a pool counts the blocks that its cache has; where some layers have a window there are
-two of each, whose prefix caches hash alike.
+Invariant: a pool has exactly the blocks of its cache. Where some layers have a window there are two
+caches and two pools, whose prefix caches hash alike.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What can change a token's last bits although the same function is served, as one line of text.
+"""Everything that can change a token's last bits without changing the model, as one line of text.
 
-Invariant: two engines whose fingerprints and lines are equal add the same numbers by the same
-programs on the same class of hardware. The line is compared, never parsed.
+Invariant: two engines with equal fingerprints and lines add the same numbers by the same programs
+on the same class of hardware. The line is compared, never parsed.
 """
 
 import importlib.metadata

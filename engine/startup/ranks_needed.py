@@ -1,10 +1,10 @@
-"""Over how many ranks a model would have to be shared that does not fit.
+"""How many ranks a model that does not fit would need.
 
-On GPUs each rank has a card of its own; ranks of one machine's CPU have its memory together, so
-there it is machines that count.
+On GPUs each rank has a card of its own; ranks on one machine's CPU share its memory, so there the
+answer is a number of machines.
 
-Invariant: the sizes are those that the engine itself would compute for so many ranks, and the
-smallest number is the smallest of those whose shares exist.
+Invariant: the sizes are those that the engine itself would compute for that many ranks, and the
+answer is the smallest number of ranks that can share the model.
 """
 
 from dataclasses import dataclass, replace
@@ -22,8 +22,8 @@ from quire.engine.startup.window_share import WindowShare
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Of size ranks: bytes that each needs, with the smallest cache there can be; and with one that
-    holds a request of max_model_len."""
+    """What each of `size` ranks needs, in bytes: with the smallest possible cache, and with one
+    that holds a request of max_model_len."""
 
     size: int
     least_bytes: int
@@ -31,8 +31,8 @@ class Share:
 
 
 def share_of(config: EngineConfig, shape: ModelConfig, plan: SizingPlan, size: int) -> Share:
-    """plan: the configuration's as it is, for device, dtype and lengths. Raises ConfigError where
-    so many ranks cannot share the model."""
+    """plan: the given configuration's, for device, dtype and lengths. Raises ConfigError if this
+    many ranks cannot share the model."""
     alone = {"nnodes": 1, "node_rank": 0, "master_addr": None, "master_port": None}
     config = config.replace(tensor_parallel_size=size, join_secret_file=None, **alone)
     dtype: torch.dtype = getattr(torch, plan.dtype)

@@ -36,9 +36,9 @@ _CPU_FP32_UP_TO = 512  # hidden size up to which fp32 is the faster type on a CP
 
 @dataclass(frozen=True, slots=True)
 class SizingPlan:
-    """What a configuration takes, all ranks together. Sizes in bytes; num_blocks leaves
-    the null block out, and is 0 where memory leaves no room for any. memory_bytes may be taken by
-    weights, cache and graphs, and whole_bytes with gpu_memory_utilization = 1."""
+    """What a configuration needs, summed over all ranks. Sizes in bytes. num_blocks: without the
+    null block; 0 if memory leaves no room for any. memory_bytes: for weights, cache and graphs;
+    whole_bytes: the same with gpu_memory_utilization = 1."""
 
     device: str
     dtype: str
@@ -57,7 +57,7 @@ class SizingPlan:
 
     @property
     def num_window_blocks(self) -> int:
-        """Of the layers with a window where others see all, else 0."""
+        """Blocks of the layers with a window, if other layers see everything; else 0."""
         return 0 if self.windows is None else self.windows.window_blocks(self.num_blocks)
 
     @property
@@ -76,7 +76,7 @@ class SizingPlan:
         return self.num_blocks * self.block_size
 
     def bytes_of_blocks(self, num_blocks: int) -> int:
-        """What a cache of so many blocks takes, the null block included."""
+        """Bytes of a cache of num_blocks blocks, the null block included."""
         if self.windows is not None:
             return self.windows.bytes_of(num_blocks)
         return (num_blocks + 1) * self.block_size * self.kv_bytes_per_token
@@ -96,8 +96,8 @@ def shown(num_bytes: int) -> str:
 
 
 def resolve_device(config: EngineConfig, rank: int = 0) -> torch.device:
-    """The device that a rank runs on: a node's n-th rank has its n-th GPU. Raises
-    ConfigError for GPUs that are not there, or that cannot do what is asked for: int8."""
+    """The device that a rank runs on: a node's n-th rank has its n-th GPU. Raises ConfigError for
+    GPUs that do not exist, or with int8, which they cannot run."""
     if config.device == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
@@ -136,9 +136,9 @@ def resolve_dtype(config: EngineConfig, model: ModelConfig, device: torch.device
 def resolve_cache_dtype(
     config: EngineConfig, dtype: torch.dtype, device: torch.device
 ) -> torch.dtype:
-    """The data type of keys and values: e4m3 where that is asked for, else the model's, but float32
-    on a CPU, whose attention computes in it: a narrower cache is widened again in every step.
-    Raises ConfigError for a GPU that cannot round to e4m3."""
+    """The data type of keys and values: e4m3 if asked for, else the model's; on a CPU float32,
+    because its attention computes in it and would widen a narrower cache in every step. Raises
+    ConfigError for a GPU that cannot round to e4m3."""
     if config.fp8_cache:
         try:
             check_fp8_cache(device)
@@ -149,8 +149,8 @@ def resolve_cache_dtype(
 
 
 def weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of all ranks' weights: some are held by more than one, and tables are padded. Raises
-    ConfigError for a model that so many ranks cannot share."""
+    """Bytes of all ranks' weights. Some are held by more than one rank, and tables are padded.
+    Raises ConfigError if this many ranks cannot share the model."""
     size = config.tensor_parallel_size
     if size == 1 and not config.int8:
         return model.weight_bytes(dtype)
@@ -162,8 +162,8 @@ def weight_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -
 
 
 def kv_bytes_per_token(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of one token's keys and values on all ranks; where there are fewer heads than ranks,
-    some hold the same."""
+    """Bytes of one token's keys and values on all ranks. With fewer heads than ranks, some ranks
+    hold the same heads."""
     size, heads = config.tensor_parallel_size, model.num_kv_heads
     return model.kv_bytes_per_token(dtype) // heads * max(heads, size)
 
@@ -202,11 +202,11 @@ def check_grids(config: EngineConfig, model: ModelConfig) -> None:
 
 
 def graph_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes that captured graphs may come to take, beside what a step takes that is not captured.
+    """An upper estimate of the memory of captured graphs, beyond what an eager step takes.
 
-    They share one pool, so the largest captured step counts once: its tokens between two layers;
-    and the largest sampler: logits, their copy for log-probabilities, and what those are computed
-    in. Each graph holds its launches besides.
+    Graphs share one pool, so the largest captured step counts once: its tokens between two layers.
+    The largest sampler counts too: logits, their copy for log-probabilities, and its temporaries.
+    Each graph also holds its launches.
     """
     if config.enforce_eager:
         return 0
@@ -220,8 +220,8 @@ def graph_bytes(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) ->
 def captured_prompts(
     config: EngineConfig, model: ModelConfig, dtype: torch.dtype
 ) -> tuple[int, ...]:
-    """Numbers of prompt tokens whose steps are captured: as far as launches bound a step, which in
-    a large model they do less, and which takes more memory there."""
+    """The numbers of prompt tokens whose steps are captured. Steps are captured as far as launches
+    bound them; in a large model they do so less, and capturing takes more memory."""
     longest = resolve_max_model_len(config, model)
     sizes = prompt_sizes(longest, config.max_num_batched_tokens)
     most = max(FIRST_PROMPTS[-1], _PROMPT_BYTES // _token_bytes(model, dtype))
@@ -229,14 +229,14 @@ def captured_prompts(
 
 
 def _token_bytes(model: ModelConfig, dtype: torch.dtype) -> int:
-    """What a token takes between two layers."""
+    """Bytes that one token takes between two layers."""
     heads = model.num_q_heads + 2 * model.num_kv_heads
     width = 3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads * model.head_dim
     return width * dtype.itemsize
 
 
 def verify_graphs(taken: int, reserved: int) -> None:
-    """Log what capture took; a warning if it is more than what was kept for it."""
+    """Log the memory that capture took, with a warning if it is more than was reserved."""
     text = "captured graphs take %.2f GiB of the %.2f GiB kept for them"
     if taken > reserved:
         text += ": lower gpu_memory_utilization or max_num_seqs if memory runs out"
@@ -277,7 +277,8 @@ def total_memory(device: torch.device) -> int:
 
 @contextmanager
 def room_for(what: str, nbytes: int, device: torch.device, hint: str) -> Iterator[None]:
-    """Raises CapacityError in place of torch's or numpy's own, with the size and what is free."""
+    """Raises CapacityError in place of torch's or numpy's own error, with the size and what is
+    free."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -299,7 +300,7 @@ def cpu_budget(config: EngineConfig) -> tuple[int, str]:
 
 
 def plan(config: EngineConfig, model: ModelConfig) -> SizingPlan:
-    """What a configuration takes, without loading anything (a dry run). Raises ConfigError."""
+    """What a configuration needs, without loading anything (a dry run). Raises ConfigError."""
     device = resolve_device(config)
     dtype = resolve_dtype(config, model, device)
     if device.type == "cuda":
@@ -325,7 +326,7 @@ def plan_of(
     *,
     estimated: bool = False,
 ) -> SizingPlan:
-    """What a configuration takes with a cache of num_blocks, the null block left out."""
+    """What a configuration needs with a cache of num_blocks, without the null block."""
     cache_dtype = resolve_cache_dtype(config, dtype, device)
     per_token = kv_bytes_per_token(config, model, cache_dtype)
     gpu, size = device.type == "cuda", config.tensor_parallel_size

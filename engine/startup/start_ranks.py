@@ -19,11 +19,11 @@ from quire.engine.parallel import node
 from quire.engine.parallel.frame_channel import Kind
 from quire.engine.parallel.join_listener import JoinListener
 from quire.engine.parallel.network import listen
+from quire.engine.parallel.node_config import NodeConfig, node_config_of
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.rendezvous import exchange_of
 from quire.engine.parallel.secret import read_secret
-from quire.engine.parallel.terms import Terms, terms_of
 from quire.engine.startup import sizing
 
 WEIGHTS = "weights"
@@ -39,8 +39,8 @@ def start_ranks(config: EngineConfig, program: Program | None) -> Ranks:
         raise ConfigError(
             f"tensor_parallel_size = {size}: the engine needs its own process (engine_process = on)"
         )
-    terms = agreed_terms(config)
-    listener = _join_listener(config, terms) if config.nnodes > 1 else None
+    node_config = common_config(config)
+    listener = _join_listener(config, node_config) if config.nnodes > 1 else None
     threads = max(1, torch.get_num_threads() // config.ranks_per_node)
     ranks = Ranks(program, size, here=config.ranks_per_node)
     with ended_on_error(ranks):
@@ -57,36 +57,38 @@ def follow_node_0(
     """The life of a node that follows (see node.follow); its exit code. Raises ConfigError."""
     return node.follow(
         config,
-        agreed_terms(config),
+        common_config(config),
         read_secret(config.join_secret_file, os.environ),
         program,
         on_joined,
     )
 
 
-def agreed_terms(config: EngineConfig) -> Terms:
-    """What all nodes must have in common. Raises ConfigError for a model that so many ranks cannot
-    share, on each node alike."""
+def common_config(config: EngineConfig) -> NodeConfig:
+    """What all nodes must have in common. Raises ConfigError, on every node alike, if this many
+    ranks cannot share the model."""
     shape, device = model_config(config), sizing.resolve_device(config)
     sizing.weight_bytes(config, shape, sizing.resolve_dtype(config, shape, device))
-    return terms_of(config, shape, device)
+    return node_config_of(config, shape, device)
 
 
-def _join_listener(config: EngineConfig, terms: Terms) -> JoinListener:
+def _join_listener(config: EngineConfig, node_config: NodeConfig) -> JoinListener:
     assert config.master_addr is not None and config.master_port is not None
     secret = read_secret(config.join_secret_file, os.environ)
     listener = listen(config.master_addr, config.master_port)
-    return JoinListener(listener, secret, terms, node.places(config))
+    return JoinListener(listener, secret, node_config, node.places(config))
 
 
-def meet(config: EngineConfig, ranks: Ranks) -> World:
-    """Rank 0's place, once it can exchange with the others."""
+def rendezvous(config: EngineConfig, ranks: Ranks) -> World:
+    """Rank 0's World, once all ranks can exchange tensors."""
     address = ranks.address
-    return World(0, ranks.size, ranks.meet(lambda store: exchange_of(config, store, 0, address)))
+    return World(
+        0, ranks.size, ranks.rendezvous(lambda store: exchange_of(config, store, 0, address))
+    )
 
 
 def leading(ranks: Ranks, progress: Progress) -> tuple[Progress, Agree]:
-    """What building rank 0 is to call: for its progress, and for the number of blocks."""
+    """The callbacks with which rank 0 is built: for its progress, and for the number of blocks."""
 
     def told(stage: str, share: float) -> None:
         ranks.check()

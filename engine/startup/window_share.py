@@ -1,8 +1,8 @@
-"""How the cache's memory is shared out where some layers see all and others a window.
+"""How the cache's memory is divided where some layers see everything and others a window.
 
-Invariant: the number of blocks of layers with a window follows from that of layers that see all, on
+Invariant: the number of blocks of layers with a window follows from that of the other layers, on
 every rank alike. Both grow by what requests of max_model_len need of each; blocks for what steps in
-flight hold beside their windows are added once.
+flight hold beyond their windows are added once.
 """
 
 from bisect import bisect_right
@@ -18,9 +18,9 @@ _STEPS_AHEAD = 2  # steps whose tokens are planned, and have passed no block yet
 
 @dataclass(frozen=True, slots=True)
 class WindowShare:
-    """window: tokens. step_tokens: of a step, of one request. passing: blocks of what steps in
-    flight compute. of_a_sequence: blocks of max_model_len tokens. full_bytes, window_bytes: of one
-    block in all the layers of a kind, on all ranks."""
+    """window: in tokens. step_tokens: tokens of one request in one step. passing: blocks that steps
+    in flight compute. of_a_sequence: blocks of max_model_len tokens. full_bytes, window_bytes:
+    bytes of one block in all layers of a kind, on all ranks."""
 
     window: int
     block_size: int
@@ -50,7 +50,8 @@ class WindowShare:
         )
 
     def window_blocks(self, num_blocks: int) -> int:
-        """Beside so many blocks of the layers that see all; the null blocks are left out."""
+        """Blocks of the layers with a window beside num_blocks of the others, without the null
+        blocks."""
         steady = min(steady_window_blocks(self.window, self.block_size), self.of_a_sequence)
         wanted = -(-num_blocks * steady // self.of_a_sequence) + self.passing
         least = least_window_blocks(self.window, self.block_size, self.step_tokens, num_blocks)

@@ -1,8 +1,8 @@
-"""A directory's safetensors as one set of named tensors, and what names their content.
+"""A directory's safetensors files as one set of named tensors, and a digest of their content.
 
-Invariant: every name is stored once, in the file that the index says, if there is an index. Files
-of weights that would not be read are refused, and so is a weight that stands twice: nobody can tell
-which of two sources is meant.
+Invariant: every name is stored once, in the file that the index names, if there is an index. Weight
+files that would not be read are refused, and so is a weight that is stored twice: it is unknown
+which one is meant.
 """
 
 import os
@@ -96,7 +96,7 @@ def _prefixed(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _new(tensors: dict[str, StoredTensor], name: str, tensor: StoredTensor) -> str:
-    """The name of a weight that stands nowhere else. Raises ModelError."""
+    """The name, if no other tensor has it. Raises ModelError."""
     other = tensors.get(name)
     if other is not None:
         raise ModelError(
@@ -125,7 +125,7 @@ def _refuse_others(directory: Path, source: str, used: set[Path]) -> None:
 
 
 def _instead(directory: Path) -> str:
-    """What weights a directory without safetensors has, for the complaint."""
+    """The weights that a directory without safetensors has, for the error message."""
     found = sorted(
         path.name
         for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")

@@ -1,4 +1,6 @@
-"""Whether a stored tensor is of the format that the model was told, before memory is taken."""
+"""Checks that stored tensors have the format that the configuration says, before memory is
+allocated.
+"""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Who is told how far the filling of a model has come: progress(bytes done, bytes in all)."""
+"""The callback that reports a model's loading: progress(bytes done, bytes in all)."""
 
 from collections.abc import Callable
 
@@ -6,5 +6,5 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Tells nobody."""
+    """Reports nothing."""
     del done, total

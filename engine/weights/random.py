@@ -89,8 +89,9 @@ def save_random(
 ) -> ModelConfig:
     """Write a directory in Hugging Face's format with random weights; returns its configuration.
 
-    shape: a name of ModelConfig.named_shape, or a configuration. device makes the noise (the CPU by
-    default). dtype: what is stored, the shape's by default. There is no tokenizer.
+    shape: a name of ModelConfig.named_shape, or a configuration. device: where the noise is
+    generated (the CPU by default). dtype: of the stored weights; the shape's by default. No
+    tokenizer is written.
     """
     config = ModelConfig.named_shape(shape) if isinstance(shape, str) else shape
     if config.fp8 is not None:  # stored as it is held
@@ -136,7 +137,7 @@ def _write_shards(
 
 
 def _outline(config: ModelConfig, dtype: torch.dtype) -> CausalModel:
-    """A model whose parameters take no memory."""
+    """The model on the meta device: its parameters take no memory."""
     from quire.engine.model.registry import build_model
     from quire.kernels import reference
 
@@ -249,7 +250,7 @@ def _stored(
     seed: int,
     device: torch.device,
 ) -> Tensor:
-    """What a checkpoint holds under a name: a weight, or the scales of one."""
+    """What a checkpoint stores under a name: a weight, or its scales."""
     weight = name.removesuffix(SCALE)
     shape, dtype = placements[name].shape, placements[name].target.dtype
     if weight != name:

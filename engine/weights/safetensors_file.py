@@ -37,7 +37,7 @@ _MAX_DIMENSIONS = 64
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor's bytes stand. offset: from the beginning of the file."""
+    """Where a tensor's bytes are. offset: from the beginning of the file."""
 
     name: str
     path: Path

@@ -352,7 +352,8 @@ def _attend(
         **asked,
     )
     made = None
-    if narrow and launch.columns and dim == fp8_groups.GROUP and source.dtype == torch.bfloat16:
+    grouped = launch.columns and dim == fp8_groups.GROUP and source.dtype == torch.bfloat16
+    if narrow and grouped and out is None:
         made = fp8_groups.new(source, q_heads * dim, by_group=True)
         out = made.data.view(rows, q_heads, dim)
     elif out is None:

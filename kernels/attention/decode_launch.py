@@ -218,16 +218,18 @@ def kernels(
     heads: Heads,
     max_context_len: int,
     *,
+    alone: bool,
     hopper: bool,
     shared: int,
     exact: bool = False,
 ) -> set[tuple[object, ...]]:
-    """Names of the kernels that a call of so many rows launches, equal where the kernels are."""
+    """Names of the kernels that a call of so many rows launches, equal where the kernels are.
+    alone: no prompts are beside them, whose result is never quantized."""
     shape = choose(rows, heads, max_context_len, hopper=hopper, shared=shared, exact=exact)
     chained = rows < ALONE
     warps = shape.warps, shape.stages, shape.registers, shape.columns
     taken = (shape.level, shape.tma, shape.ahead, *warps)
-    found: set[tuple[object, ...]] = {("sum", chained, *taken)}
+    found: set[tuple[object, ...]] = {("sum", chained, alone or not shape.columns, *taken)}
     if shape.merges:
         found.add(("merge", chained, shape.level, *merge_shape(rows, heads.q_heads)))
     return found

@@ -5,7 +5,8 @@ before a step runs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -50,6 +51,7 @@ def key_tile(head_dim: int, dtype: torch.dtype) -> int:
     return 64
 
 
+@cache
 def choose_tiles(head_dim: int, dtype: torch.dtype, shared: int = HOPPER_SHARED) -> Tiles:
     """The launch shape for rows of many tokens: the best of those tuned on an H200, or on a card of
     little shared memory (bytes a program) what fits."""
@@ -141,5 +143,5 @@ def kernels(
 
 def kernels_of(plan: Sequence[PrefillLaunch]) -> set[tuple[object, ...]]:
     """Their names, whatever rows they take, and the merge's where there is one."""
-    names: set[tuple[object, ...]] = {("sum", replace(one, least=1, most=_ANY)) for one in plan}
+    names: set[tuple[object, ...]] = {("sum", one.tiles, one.groups, one.split) for one in plan}
     return names | {("merge",) for launch in plan if launch.split}

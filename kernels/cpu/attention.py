@@ -1,6 +1,6 @@
-"""Calls of the compiled attention of one-token rows, and of what writes the cache before it.
+"""Calls the compiled attention of one-token rows, and the compiled write to the cache before it.
 
-Invariant: what a row gets depends on its own numbers and its context alone, bit for bit. Keys and
+Invariant: a row's result depends on its own numbers and its context alone, bit for bit. Keys and
 values are float32, as they always are on a CPU.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.kernels.cpu.products import address, parallel, threads
 
 _KINDS = {torch.bfloat16: 0, torch.float32: 2}
-_DIMENSIONS = 16  # heads are multiples of so many
+_DIMENSIONS = 16  # head_dim is a multiple of this
 _MAX_DIM, _MAX_GROUP = 256, 16
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float
 _WRITE = (
@@ -27,7 +27,7 @@ _ATTEND = (
 
 
 class Attention:
-    """Attention of one-token rows, of a library."""
+    """Attention of one-token rows by a compiled library."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._write: Any = library.quire_write
@@ -60,7 +60,7 @@ class Attention:
         k_cache: Tensor,
         v_cache: Tensor,
     ) -> Tensor:
-        """As `qk_norm_rope_kv_write`, or without norms as `rope_kv_write`."""
+        """Like `qk_norm_rope_kv_write`, or without norms like `rope_kv_write`."""
         _, kv_heads, block_size, dim = k_cache.shape
         qkv, positions, slots = qkv.contiguous(), positions.long(), slot_mapping.long()
         tokens, q_heads = qkv.shape[0], qkv.shape[1] // dim - 2 * kv_heads
@@ -85,7 +85,7 @@ class Attention:
         *,
         out: Tensor | None = None,
     ) -> Tensor:
-        """As `decode_attention`."""
+        """Like `decode_attention`."""
         rows, q_heads, dim = q.shape
         _, kv_heads, block_size, _ = k_cache.shape
         q, tables, contexts = q.contiguous(), block_tables.int(), context_lens.int()

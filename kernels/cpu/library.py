@@ -1,9 +1,9 @@
-"""The compiled products: made from the C files at first use, kept in a cache directory.
+"""The compiled products: built from the C files at first use, kept in a cache directory.
 
-Invariant: a library is loaded only if it was made from these very sources, options and compiler,
-and is whole, and nobody else can have written it: its name holds a digest of what it is made from,
-and `sealed` keeps it. A directory that cannot be written is told in the log, and the library is
-then made for this process alone.
+Invariant: a library is loaded only if it was built from exactly these sources, options and
+compiler, is complete, and cannot have been written by anybody else: its name holds a digest of what
+it is built from, and `sealed` keeps it. If the directory cannot be written the log says so, and the
+library is built for this process alone.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def machine_level(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def cache_directory() -> Path:
-    """Where compiled libraries are kept: $XDG_CACHE_HOME/quire, or ~/.cache/quire."""
+    """The directory for compiled libraries: $XDG_CACHE_HOME/quire, or ~/.cache/quire."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "quire"
 
@@ -102,7 +102,7 @@ def _compile(level: str, command: list[str], target: Path) -> None:
 
 
 def _run(command: list[str]) -> str:
-    """What a command prints. Raises LibraryUnavailable with the first line of its complaint."""
+    """A command's output. Raises LibraryUnavailable with the first line of its error message."""
     try:
         done = subprocess.run(
             command,

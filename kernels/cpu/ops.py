@@ -145,6 +145,7 @@ class CpuOps:
         scale: float,
         max_context_len: int,
         *,
+        out: Tensor | None = None,
         narrow: bool = False,
     ) -> Tensor:
         del narrow
@@ -152,7 +153,7 @@ class CpuOps:
             qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache
         )
         return self.decode_attention(
-            q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len
+            q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len, out=out
         )
 
     def prefill_attention(

@@ -1,8 +1,8 @@
-"""Calls of the compiled products, in place of torch's.
+"""Calls the compiled products, in place of torch's.
 
 Invariant: a number of a result depends on its row of x and its row of the weight alone, bit for
-bit: not on the rows beside it, their count, or the number of threads. products.c states the order
-of sums. Torch's threads compute, so that there are never two pools of them.
+bit: not on the rows beside it, their number, or the number of threads. products.c states the order
+of sums. They run on torch's threads, so that there are never two thread pools.
 """
 
 import ctypes
@@ -73,20 +73,19 @@ class Products:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers begin."""
+    """The address of a tensor's numbers."""
     return None if tensor is None else tensor.data_ptr()
 
 
 def threads(parallel: int | None) -> tuple[int | None, int]:
-    """What a call of the library takes first: who runs threads, and how many."""
+    """The first arguments of a library call: what runs threads, and how many."""
     return parallel, torch.get_num_threads() if parallel else 1
 
 
 def parallel() -> int | None:
-    """The address of what runs a function on threads: torch's own OpenMP, which it has loaded.
-
-    Raises LibraryUnavailable if torch computes on several threads that cannot be reached so.
-    """
+    """The address of the function that runs work on threads: torch's own OpenMP, which it has
+    loaded. Raises LibraryUnavailable if torch computes on several threads that cannot be used like
+    this."""
     try:
         function = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError) as error:

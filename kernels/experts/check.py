@@ -21,7 +21,8 @@ _SIZE = 1 << 10  # of x whose products vanish, so that what is left of them has 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What of a mixture decides. renormalise: the weights of those that a token takes."""
+    """What matters of a mixture. renormalise: whether the weights of a token's experts are scaled
+    to a sum of 1."""
 
     per_token: int
     renormalise: bool

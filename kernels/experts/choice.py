@@ -93,8 +93,8 @@ def experts_of_pieces(
     scores_ptr, E: tl.constexpr, BLOCK_E: tl.constexpr, PER_TOKEN: tl.constexpr,
     RENORMALISE: tl.constexpr, PIECES: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Of all chosen, PIECES pieces each, side by side in chunks of LANES: a piece's expert and its
-    weight, [LANES] a chunk."""
+    """For all chosen experts, PIECES pieces each, in chunks of LANES: each piece's expert and its
+    weight, [LANES] per chunk."""
     chosen, weights = _all_chosen(scores_ptr, E, BLOCK_E, PER_TOKEN, RENORMALISE)
     experts = ()
     of = ()

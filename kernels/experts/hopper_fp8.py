@@ -47,7 +47,7 @@ _LOADER = gl.constexpr(24)  # and a loader's, the least there is
 
 @gluon.jit
 def _tile(lists, item, BLOCKS: gl.constexpr):
-    """Of an item of work the expert, and where its rows begin and end."""
+    """An item of work's expert, and where its rows begin and end."""
     _pairs_ptr, tiles_ptr, most_tiles = lists
     at = tiles_ptr + item // BLOCKS
     return gl.load(at), gl.load(at + most_tiles), gl.load(at + 2 * most_tiles)
@@ -125,7 +125,7 @@ def _load(
 
 @gluon.jit
 def _row(lists, places, P, SILU: gl.constexpr, PER_TOKEN: gl.constexpr):
-    """Whose scales the rows at some places take."""
+    """The rows whose scales the rows at these places use."""
     row = gl.minimum(places, P - 1)
     if SILU:
         row = gl.load(lists[0] + row) // PER_TOKEN
@@ -134,7 +134,8 @@ def _row(lists, places, P, SILU: gl.constexpr, PER_TOKEN: gl.constexpr):
 
 @gluon.jit
 def _scales(pointers, row, line, step, SILU: gl.constexpr, N: gl.constexpr, K: gl.constexpr):
-    """Of a step those of rows, of downs or gates, and of ups. line: where a block's begin."""
+    """One step's scales of rows, of downs or gates, and of ups. line: where a block's scales
+    begin."""
     x_scale_ptr, w_scale_ptr, _out_ptr = pointers
     at = w_scale_ptr + line + step
     w_scale = gl.load(at)

@@ -1,8 +1,9 @@
-"""What experts make of their tokens, weighted and summed.
+"""The experts' results for their tokens, weighted and summed.
 
-Invariant: a token's sum is taken in fp32 in the order of its slots, the best expert first, of what
-each has made, rounded to the model's dtype; a residual is added last, and all rounded once. With
-the products' own order (products.py) a token's result is the same bits beside any others.
+Invariant: a token's sum is taken in fp32 in the order of its slots, the best expert first, over
+each expert's result, rounded to the model's dtype; a residual is added last, and the sum is rounded
+once. Together with the products' own order (products.py), a token's result has the same bits beside
+any other tokens.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -56,8 +57,8 @@ def _sum_kernel(
 
 
 def kernels(rows: int, per_token: int, count: int) -> tuple[object, ...]:
-    """What decides the kernels of a layer of experts, router included: two counts of rows that
-    share it have the same. See `tiles.tile_class`."""
+    """What decides the kernels of a layer of experts, router included: numbers of rows with an
+    equal value use the same kernels. See `tiles.tile_class`."""
     tile, order = tiles.tile_class(rows, per_token, count), sorting.sort_class(rows, count)
     return tiles.chains(rows), routing.route_class(rows), tile, *order
 
@@ -183,7 +184,7 @@ def _mixed(
 def add_up(
     made: Tensor, weights: Tensor, residual: Tensor | None, out: Tensor, *, pdl: bool = False
 ) -> None:
-    """out = residual + the sum of what was made, weighted. made: [T * per_token, H]."""
+    """out = residual + the weighted sum of the experts' results. made: [T * per_token, H]."""
     rows, width = out.shape
     _sum_kernel[(rows, triton.cdiv(width, _SUM_BLOCK))](
         made, weights, out if residual is None else residual, out, width,

@@ -1,9 +1,9 @@
-"""Which experts a token takes, and with what weights.
+"""Which experts a token uses, and with what weights.
 
 Invariant: a token's scores are sums over the hidden size in order, in fp32, rounded to the model's
-dtype, and then a softmax over all experts in fp32: nothing of it depends on the other tokens. Of
-equal scores the lowest expert comes first. A token whose scores are not numbers takes different
-experts all the same, with weights that are none, so that it spoils no other token.
+dtype, then a softmax over all experts in fp32: nothing depends on the other tokens. Of equal scores
+the lowest expert comes first. A token whose scores are NaN still gets different experts, with
+weights of NaN, so that it spoils no other token.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"

@@ -1,10 +1,11 @@
-"""Pairs of token and expert in order of their experts, found on the device, without atomics.
+"""Sorts (token, expert) pairs by expert on the device, without atomics.
 
-Invariant: a pair is `token * per_token + slot`. The pairs of an expert stand together, in order of
-their numbers, the experts in order of theirs; tiles cut them into runs of at most `block_m`, each
-of one expert, and what follows the last tile is empty. A few tokens are put in order by one
-program; more are counted by chunks first, and each chunk then finds its places from all counts.
-Beside them other programs list the tiles: nobody waits for anybody.
+Invariant: a pair is `token * per_token + slot`. The pairs of an expert are adjacent, in order of
+their numbers, and experts are in order of theirs. Tiles cut them into runs of at most `block_m`
+pairs, each of one expert; entries after the last tile are empty.
+
+A few tokens are sorted by one program. More are counted by chunks first, and each chunk then finds
+its places from all counts. Meanwhile other programs list the tiles: no program waits for another.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"

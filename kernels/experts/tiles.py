@@ -1,7 +1,7 @@
 """How the products of experts are launched: a pure function of the rows, the mixture and the card.
 
 Invariant: no result depends on it. Every product is summed over K in order, whatever the tiles, so
-a row's result is the same beside any others.
+a row's result is the same beside any other rows.
 """
 
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Tile:
         return (block_m + matrices * self.block_n) * self.block_k * itemsize
 
     def fitting(self, block_m: int, matrices: int, itemsize: int, shared: int) -> "Tile":
-        """The same with as many stages as there is room for; narrower where two have none."""
+        """The same with as many stages as fit; narrower if two do not fit."""
         stage = self.stage_bytes(block_m, matrices, itemsize)
         if 2 * stage > shared and self.block_k > 32 and itemsize > 1:
             narrower = replace(self, block_k=self.block_k // 2)
@@ -147,6 +147,7 @@ def takes(x: torch.Tensor, hidden: int, inner: int, mix: Mix) -> bool:
 
 
 def most_tiles(pairs: int, count: int, block_m: int) -> int:
-    """Tiles that so many pairs can fill at most, each of one expert, however they are spread."""
+    """The most tiles that this many pairs can fill, each of one expert, however they are
+    distributed."""
     met = min(pairs, count)
     return met + (pairs - met) // block_m

@@ -264,7 +264,7 @@ class Mail:
 
 
 def outline(size: int) -> Mail:
-    """What stands in its place where nothing is launched."""
+    """A Mail for meta tensors, on which nothing is launched."""
     meta = torch.device("meta")
     one, two = (Inboxes.new(0, room, [0] * size, 0, meta) for room in rooms(size))
     return Mail(one, two)
@@ -283,7 +283,7 @@ def inbox_words(size: int, width: int) -> tuple[int, int]:
 
 
 def kind(rows: int, size: int) -> str:
-    """What names the kernel of so many rows."""
+    """The name of the kernel for this many rows."""
     return "one-shot" if rows <= rooms(size)[0] else "two-shot"
 
 

@@ -1,12 +1,12 @@
-"""Whether the launches that exact mode would choose have one weight's bits, asked of the card.
+"""Checks on the card that all launches which exact mode may choose for a weight give the same bits.
 
 Invariant: after `check` every launch that can be chosen for the weight has been compared with one
-tile of all rows, with everything that stands around the product, and every row of it: ours at the
-least, the middle and the most rows of a bucket, the library at every number of rows that it is ever
-asked for. What differs of the library's is dropped, and compared is what takes its place: the
-library with residuals apart, then a tile.
+tile that takes all rows, with everything that is fused with the product, in every row: our kernels
+at the least, the middle and the most rows of a bucket, the library at every number of rows that it
+is ever called with. Library launches that differ are dropped, and their replacement is compared:
+the library with the residual added separately, then a tile.
 
-On meta tensors nothing is compared: what is launched is then what may be launched on a card.
+On meta tensors nothing is compared; the launches are those that may happen on a card.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +24,8 @@ from quire.kernels.padding import BEYOND, library_rows
 
 
 @dataclass(frozen=True)
-class Around:
-    """What stands around a product. most: rows that it can have."""
+class Fusion:
+    """What is fused with a product. most: the most rows that it can have."""
 
     most: int
     norm: bool = False
@@ -36,8 +36,8 @@ class Around:
 
 @dataclass(frozen=True)
 class Difference:
-    """A launch whose bits are others. rows: the least at which they are; kept: whether another
-    launch took its place."""
+    """A launch with different bits. rows: the least number at which they differ; kept: whether
+    another launch replaces it."""
 
     bucket: int
     rows: int
@@ -45,15 +45,15 @@ class Difference:
     kept: bool
 
 
-def check(weight: Tensor, around: Around, products: ExactProducts) -> list[Difference]:
-    """Compare what `products` chooses for a weight [N, K], of which the sizes, the type and the
-    device count; drop what differs. A difference that is not kept means that the weight has no
-    exact kernel here."""
+def check(weight: Tensor, fusion: Fusion, products: ExactProducts) -> list[Difference]:
+    """Compare everything that `products` may choose for a weight [N, K], of which only the sizes,
+    the type and the device matter; drop what differs. A difference that is not kept means that the
+    weight has no exact kernel here."""
     n, k = weight.shape
     shared, card = support.shared_bytes(weight.device), support.card_name(weight.device)
-    bits = Bits(weight, around, exact.order_of(n, k, card).split)
+    bits = Bits(weight, fusion, exact.order_of(n, k, card).split)
     found = []
-    for bucket, rows in samples(around.most):
+    for bucket, rows in samples(fusion.most):
         variant = products.choose(n, k, rows[-1], shared, card)
         while (at := bits.differ_at(variant, tried(variant, rows))) is not None:
             found.append(Difference(bucket, at, variant, kept=isinstance(variant, Library)))
@@ -117,26 +117,26 @@ class Bits:
     First, the second half of each row of x is its first half backwards with the other sign, and a
     weight's row is the same backwards: all that a sum leaves is what its order rounds, and no
     rounding to 16 bits afterwards can hide another order. Then ordinary rows, beside a residual of
-    their size: what stands around a product is only seen there.
+    their size: what is fused with a product is only seen there.
     """
 
-    def __init__(self, weight: Tensor, around: Around, split: int) -> None:
+    def __init__(self, weight: Tensor, fusion: Fusion, split: int) -> None:
         """weight: [N, K], whose numbers do not count; split: shares of K."""
-        self._around, self._split = around, split
+        self._fusion, self._split = fusion, split
         self._device, self._dtype, (n, k) = weight.device, weight.dtype, weight.shape
         self._size = n, k
         self._counters = skinny.new_counters(self._device)
         self._weight = self._weight_of(n, k)
-        self._norm = self._twice(1, k, 1)[0] if around.norm else None
+        self._norm = self._twice(1, k, 1)[0] if fusion.norm else None
         self._cases = []
         for sign, size in ((-1, 0.0), (1, k**0.5)):
-            x = self._twice(around.most, k, sign)
-            before = self._twice(around.most, n, 1).mul_(size) if around.residual else None
+            x = self._twice(fusion.most, k, sign)
+            before = self._twice(fusion.most, n, 1).mul_(size) if fusion.residual else None
             wanted = self._run(self.tile(BEYOND), x, before)
             self._cases.append((x, before, wanted))
 
     def tile(self, bucket: int) -> Any:
-        """The tile for so many rows."""
+        """The tile for this many rows."""
         shared = support.shared_bytes(self._device)
         return exact.tile(*self._size, bucket, self._split, shared)
 
@@ -162,10 +162,10 @@ class Bits:
             norm_weight=self._norm,
             eps=1e-6,
             residual=None if before is None else before.clone(),
-            silu=self._around.silu,
-            out_dtype=self._around.out_dtype,
+            silu=self._fusion.silu,
+            out_dtype=self._fusion.out_dtype,
             counters=self._counters,
         )
 
-    def _product(self, variant: Any, x: Tensor, **around: Any) -> Tensor:
-        return linear.run(variant, x, self._weight, apart=True, **around)
+    def _product(self, variant: Any, x: Tensor, **fused: Any) -> Tensor:
+        return linear.run(variant, x, self._weight, apart=True, **fused)

@@ -1,10 +1,10 @@
-"""cuBLASLt by its C interface: FP8 products of scaled blocks that are given no room beside.
+"""cuBLASLt through its C interface: FP8 products with block scales, without a workspace.
 
-Invariant: the numbers are those of torch's own call from 128 rows on (of fewer, with room, it may
-split K). That call gives the library room and can leave it out for all products of a process alone.
-With room it deals out tiles by a count, which it clears before each product; without, tiles are
-dealt out beforehand. Its matrices are columns: D [N, T] is A [K, N], the weight, transposed, times
-B [K, T], the activations.
+Invariant: the numbers are those of torch's own call from 128 rows on (with fewer rows and a
+workspace, it may split K). torch's call gives the library a workspace, which can only be disabled
+for all products of a process. With one, the library hands out tiles by a counter that it clears
+before each product; without one, tiles are assigned beforehand. Its matrices are column-major: D
+[N, T] is A [K, N], the weight, transposed, times B [K, T], the activations.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ class Algorithm(ctypes.Structure):
 
 
 class _Plan(NamedTuple):
-    """How matrices of one size are multiplied. description: it holds the scales of one call."""
+    """How matrices of one size are multiplied. description: holds the scales of one call."""
 
     description: ctypes.c_void_p
     a: ctypes.c_void_p
@@ -134,7 +134,8 @@ class CublasLt:
 
 
 def _library() -> ctypes.CDLL:
-    """What torch has loaded, with its calls declared. Raises OSError where torch has it within."""
+    """The library that torch has loaded, with its functions declared. Raises OSError if torch
+    contains it statically."""
     major = (torch.version.cuda or "").split(".")[0]
     lt = ctypes.CDLL(f"libcublasLt.so.{major}", mode=os.RTLD_NOLOAD)
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t

@@ -111,8 +111,8 @@ def choose(
 
 @dataclass(frozen=True)
 class Cost:
-    """By how much products of a step take longer in these orders, at worst over the numbers of rows
-    that the card's own table tells: 0.03 is 3%. whole: it tells all."""
+    """How much longer products of a step take in these orders, at worst over the numbers of rows in
+    the card's own table: 0.03 is 3%. whole: the table has all of them."""
 
     worst: float
     whole: bool
@@ -148,7 +148,7 @@ class ExactProducts:
     def choose(
         self, n: int, k: int, rows: int, shared: int = HOPPER_SHARED, card: str = HOME
     ) -> Variant:
-        """As the function, without what was dropped."""
+        """Like the function, without what was dropped."""
         where = n, k, bucket_of(rows)
         found = choose(n, k, rows, shared, card, own=where in self._own)
         if isinstance(found, Library) and where in self._apart:
@@ -156,8 +156,8 @@ class ExactProducts:
         return found
 
     def drop(self, n: int, k: int, bucket: int, variant: Library) -> None:
-        """For a weight and a bucket of rows no residual joins the library's product any more; or,
-        where none did, no launch of the library."""
+        """For this weight and bucket of rows, no longer add the residual within the library's
+        product; or, if that was so already, do not use the library."""
         (self._apart if variant.joins else self._own).add((n, k, bucket))
 
     def give_up(self) -> None:

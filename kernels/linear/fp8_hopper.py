@@ -38,7 +38,7 @@ from quire.kernels.gluon_boxes import box
 from quire.kernels.linear.skinny import new_counters
 from quire.kernels.weight import Quantized, Weight
 
-ROWS = gl.constexpr(64)  # of a group, of which a tile has two
+ROWS = gl.constexpr(64)  # of a group; a tile has two groups
 WIDE = gl.constexpr(128)  # rows of a tile, and columns
 DEEP = gl.constexpr(128)  # of K, a step: those that share a scale
 STAGES = gl.constexpr(6)  # steps in shared memory

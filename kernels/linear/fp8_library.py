@@ -1,7 +1,7 @@
-"""The library's product of FP8 numbers with the scales of blocks (cuBLAS 12.9 and up, on sm_90).
+"""The library's product of FP8 numbers with block scales (cuBLAS 12.9 and up, on sm_90).
 
-Invariant: it is used where a small product of it has come out right on that very device, and
-nowhere else. Its order of sums is its own.
+Invariant: it is used only on a device on which a small product has given the right result. It has
+its own order of sums.
 """
 
 import logging
@@ -24,7 +24,7 @@ _WITHOUT_ROOM = 1024  # rows up to which it is faster without room beside
 
 
 def available(device: torch.device) -> bool:
-    """Whether it is there. Off a GPU: whether it should be on the one that is assumed."""
+    """Whether it can be used here. Without a GPU: whether it could on the assumed one."""
     cuda = tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2])
     if support.capability(device) != (9, 0) or cuda < _CUDA:
         return False
@@ -52,7 +52,8 @@ def _agrees(device: torch.device, rows: int) -> bool:
 
 
 def _by_group(data: Tensor, scale: Tensor) -> Quantized:
-    """As the kernel would give it; none is launched, which no warm-up knows of."""
+    """The result as the kernel would give it, without launching one, which no warm-up would know
+    of."""
     given = fp8_groups.new(data, data.shape[1], by_group=True)
     given.data.copy_(data)
     given.scale.copy_(scale)
@@ -79,7 +80,7 @@ def product(x: Quantized, weight: Weight, dtype: torch.dtype) -> Tensor:
 
 @cache
 def _own(device: torch.device) -> CublasLt | None:
-    """What is given no room beside, if it can be had."""
+    """The product without a workspace, if it is available."""
     try:
         return CublasLt(device)
     except (OSError, RuntimeError) as error:

@@ -1,12 +1,12 @@
 """The product of an FP8 weight: norm before it, SiLU·mul or residual after it.
 
-Invariant: x is quantized to the same numbers whichever kernel takes it, and which does is a pure
-function of the weight's shape, the rows and the card (`fp8_tuning.choose`): one row goes through
-fp8_gemv.py, which quantizes on its way, others through fp8_quantize.py and fp8_tiles.py, or, where
-they are there, a hundred and more through fp8_hopper.py and the library. How each sums over K
-stands there; within one bucket of rows a row's result does not depend on the rows beside it, across
-buckets rows agree to rounding. In exact mode tiles of one order take all rows
-(`fp8_tuning.exact`), whatever their number.
+Invariant: x is quantized to the same numbers whichever kernel is used, and which one is used is a
+pure function of the weight's shape, the rows and the card (`fp8_tuning.choose`). One row goes
+through fp8_gemv.py, which quantizes on its way; more through fp8_quantize.py and fp8_tiles.py; a
+hundred and more, where available, through fp8_hopper.py and the library. Each file says how it sums
+over K. Within one bucket of rows a row's result does not depend on the rows beside it; across
+buckets rows agree to rounding. In exact mode tiles with one order of sums take any number of rows
+(`fp8_tuning.exact`).
 """
 
 from typing import Unpack
@@ -101,7 +101,8 @@ def run(
 
 
 def _dtype(x: Tensor | Quantized) -> torch.dtype:
-    """Of activations: what is quantized already is what followed the library."""
+    """The dtype of the activations. Quantized ones come from a library product, and have its
+    dtype."""
     return x.dtype if isinstance(x, Tensor) else fp8_library.DTYPE
 
 

@@ -125,7 +125,7 @@ def _in_shares(
     pdl: bool,
     apart: bool,
 ) -> Tensor:
-    """By a program that has all shares of K; SiLU·mul is a kernel of its own."""
+    """By a program that sums all shares of K; SiLU·mul is a kernel of its own."""
     if silu:
         out = x.new_empty(x.shape[0], weight.shape[0])
     else:

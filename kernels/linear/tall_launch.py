@@ -1,8 +1,11 @@
-"""Which products of many rows the kernel of sm_90 (hopper_tall.py) computes, in tiles how high.
+"""Which products of many rows the sm_90 kernel (hopper_tall.py) computes, and the height of its
+tiles.
 
 Invariant: as in `tuning.py`, a pure function of sizes that the host knows, so that warm-up launches
-what steps will; and of what is told here the bits do not depend.
+what steps will. The bits do not depend on this choice.
 """
+
+from functools import cache
 
 from torch import Tensor
 
@@ -48,10 +51,11 @@ def groups_for(n: int, k: int, rows: int, *, silu: bool) -> int | None:
     return groups if used >= _USED else None
 
 
-def kernels(rows: int) -> set[tuple[object, ...]]:
+@cache
+def kernels(rows: int) -> frozenset[tuple[object, ...]]:
     """Names of the kernels that take the library's place at so many rows."""
     found = (groups_for(*shape, rows, silu=True) for shape in _WINS)
-    return {("tall", groups) for groups in found if groups is not None}
+    return frozenset(("tall", groups) for groups in found if groups is not None)
 
 
 def _rounds(rows: int, columns: int, groups: int) -> int:

@@ -1,11 +1,10 @@
-"""Which kernel computes a product: a table by weight shape and rows, and a rule beside it.
+"""Which kernel computes a product: a table by weight shape and rows, and a rule for the rest.
 
 Invariant: every (shape, rows) has an answer that runs. The tables (`tables/`, each written by
-tools/tune_linear.py on the card that it names) hold what was measured: a shape that the card's own
-table lacks is looked up in another's, and one that is a rank's share of a measured one takes what
-was found for the whole. The rule stands in for what nobody measured, and for what
-a smaller card has no room for. The choice is a pure function of the shape, the rows, the dtype, the
-card's name and its shared memory.
+tools/tune_linear.py on the card that it names) hold measurements. A shape that the card's own table
+lacks is looked up in another card's; a rank's share of a measured shape takes the result for the
+whole. The rule covers what was not measured, and what does not fit a smaller card. The choice is a
+pure function of the shape, the rows, the dtype, the card's name and its shared memory.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ SIDE_ROWS = 16  # that side.py, stacked.py and whole.py take
 STACK = 64  # rows of a matrix instruction: weight rows times shares of stacked.py
 _EXACT_ROWS = 4  # that gemv.py takes, each number of rows by a kernel compiled for it
 _WEIGHT_ALONE = 120 << 20  # bytes
-_RANKS = (2, 4, 8)  # of which each may have a share of a product
+_RANKS = (2, 4, 8)  # degrees of tensor parallelism whose shares are looked up
 TABLES = Path(__file__).with_name("tables")
 HOME = HOME_CARD  # the card whose table is asked first where there is no card
 
@@ -342,6 +341,7 @@ def _listed(n: int, k: int, bucket: int, card: str) -> Variant | None:
     return None
 
 
+@cache
 def row_class(rows: int) -> int:
     """A number that two counts of rows share if every weight takes one kernel for both."""
     if rows <= _EXACT_ROWS:  # each a kernel of its own

@@ -60,7 +60,7 @@ def rope_kv_write(
     k_cache: Tensor,
     v_cache: Tensor,
 ) -> Tensor:
-    """As qk_norm_rope_kv_write, of models whose q and k have no norm. Returns q: [T, Hq, D]."""
+    """Like qk_norm_rope_kv_write, for models whose q and k have no norm. Returns q: [T, Hq, D]."""
     heads = qkv.view(qkv.shape[0], -1, k_cache.shape[-1])
     kv_heads = k_cache.shape[1]
     first, second = heads[:, :-kv_heads].float().chunk(2, dim=-1)
@@ -177,17 +177,20 @@ def rope_decode_attention(
     scale: float,
     max_context_len: int,
     *,
+    out: Tensor | None = None,
     narrow: bool = False,
 ) -> Tensor:
-    """A step of one-token rows: qk_norm_rope_kv_write, then decode_attention. [R, Hq, D].
+    """Rows of one token: qk_norm_rope_kv_write, then decode_attention. [R, Hq, D].
 
+    out: as there, and then the result is never narrow.
     narrow: the result goes to a product of an FP8 weight and nowhere else, so it may come as that
     takes it (`Quantized`, [R, Hq * D]). Here it never does."""
     del narrow
     q = qk_norm_rope_kv_write(
         qkv, q_norm, k_norm, eps, cos_sin, positions, slot_mapping, k_cache, v_cache
     )
-    return decode_attention(q, k_cache, v_cache, block_tables, context_lens, scale, max_context_len)
+    where = (k_cache, v_cache, block_tables, context_lens)
+    return decode_attention(q, *where, scale, max_context_len, out=out)
 
 
 def prefill_attention(

@@ -1,4 +1,6 @@
-"""Mixtures of experts in plain PyTorch: who takes which experts, and what they make of it."""
+"""Mixtures of experts in plain PyTorch: which experts a token uses, and the sum of their
+results.
+"""
 
 from collections.abc import Callable
 
@@ -59,7 +61,7 @@ def mix_experts_fp8(
     *,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """As `mix_experts`, with FP8 weights."""
+    """Like `mix_experts`, with FP8 weights."""
 
     def make(expert: int, rows: Tensor) -> Tensor:
         return linear_fp8(linear_fp8(rows, gate_up.of(expert), silu=True), down.of(expert))

@@ -1,10 +1,10 @@
-"""What a cache holds of keys and values, and what is read of it, in plain PyTorch.
+"""The number format of cached keys and values, and how they are read, in plain PyTorch.
 
 A cache has the dtype of the activations, or is e4m3. In e4m3 a number is rounded to the nearest,
-ties to even, without a scale (a scale of 1), after it was rounded to the activations' dtype. What
-is beyond the largest becomes the largest; what is infinite or NaN becomes NaN, so that a row whose
-numbers overflowed is still known by its result. Every e4m3 number is one of bf16 and of fp16 too:
-reading it rounds nothing.
+ties to even, without a scale (a scale of 1), after it was rounded to the activations' dtype. A
+number beyond the largest becomes the largest; infinity and NaN become NaN, so that a row whose
+numbers overflowed can still be recognised by its result. Every e4m3 number is also a bf16 and an
+fp16 number: reading it rounds nothing.
 """
 
 import torch

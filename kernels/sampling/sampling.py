@@ -72,7 +72,7 @@ def _best_of_slice(
     ids = part * SLICE + tl.arange(0, SLICE)
     inside = ids < vocab
     x = tl.load(logits_ptr + row * vocab + ids, mask=inside, other=-float("inf"))
-    x = tl.where(x == x, x, float("inf"))  # NaN: nothing else may win, and it is told below
+    x = tl.where(x == x, x, float("inf"))  # NaN wins, and is recognised below
     if NOISE:
         slot = tl.load(slots_ptr + row).to(tl.int64)
         temperature = tl.load(temperature_ptr + slot)

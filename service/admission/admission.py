@@ -87,7 +87,7 @@ class Place:
         self._left = n
 
     def read(self, tokens: int) -> None:
-        """The prompt has so many tokens: from now on the call only waits for the engine. Raises
+        """The prompt has this many tokens: from now on the call only waits for the engine. Raises
         Refusal if too many tokens wait."""
         self._admission._read(self, tokens)
 
@@ -127,7 +127,7 @@ class Admission:
         now = clock()
         self._rate = StartRate(now)
         self._short_at = now  # when the queue was last short
-        self._refused_at = float("-inf")  # when it last was too long for somebody
+        self._refused_at = float("-inf")  # when a call was last refused because it was too long
 
     # ------------------------------------------------------------ in
 
@@ -141,9 +141,12 @@ class Admission:
         *,
         resumes: bool = False,
     ) -> Place:
-        """Take a place for n indices of a prompt of so many tokens; None: `Place.read` will tell.
-        remaining: seconds to the call's deadline; None: it has none. resumes: the call goes on
-        from outputs that its client holds. Raises Refusal."""
+        """Take a place for n indices of a prompt of `tokens` tokens; None: `Place.read` will say
+        how many.
+
+        remaining: seconds to the call's deadline; None: it has none. resumes: the call continues
+        from outputs that its client holds. Raises Refusal.
+        """
         now = self._clock()
         level = _level(priority, resumes)
         free = self._look(now)
@@ -185,12 +188,13 @@ class Admission:
             raise queue_full(self.waiting, most, retry)
 
     def _reserved(self, n: int, level: int) -> bool:
-        """Whether there is one of the places that are kept for what resumes."""
+        """Whether one of the places reserved for resumed calls is free."""
         resumed = sum(queue.total() for other, queue in self._queues.items() if other % 2)
         return level % 2 == 1 and resumed + n <= self.policy.max_waiting // 2
 
     def _check_open(self, client: str, n: int, level: int, now: float) -> None:
-        """As _check_room, of all that is open, whether it waits, runs, or waits to be read."""
+        """Like _check_room, for everything that is open, whether it waits, runs, or waits to be
+        read."""
         most = self.policy.slots + self.policy.max_waiting
         if self._open < most or (self._open < 2 * most and self._reserved(n, level)):
             return
@@ -235,7 +239,7 @@ class Admission:
         return 0.0 if rate is None else excess / rate
 
     def estimated_wait(self) -> float:
-        """Of one more call of a client that is not here yet."""
+        """The estimated wait of one more call of a client that has none."""
         return self.estimate("", 0, self._clock())
 
     def _ahead(self, client: str, level: int) -> int:
@@ -252,8 +256,9 @@ class Admission:
         return ahead
 
     def _running(self) -> int:
-        """What the engine says, or what was let in and not seen to end, whichever is less: the
-        engine does not count a stream whose reader has yet to take the end."""
+        """Running completions: the engine's count, or those that were admitted and not seen to
+        end, whichever is less. The engine does not count a stream whose reader has yet to take
+        its end."""
         mine = self._open - self.waiting
         return mine if self._engine_running is None else min(mine, self._engine_running())
 
@@ -262,12 +267,12 @@ class Admission:
         return 0 if self._stalled(now) else max(self.policy.slots - self._running(), 0)
 
     def _stalled(self, now: float) -> bool:
-        """Whether somebody waits though slots are free: the cache is full."""
+        """Whether requests wait although slots are free: the cache is full."""
         oldest = next(iter(self._in_line), None)
         return oldest is not None and now - oldest.entered_at > _STALLED
 
     def _below_share(self, client: str, n: int, now: float) -> bool:
-        """Whether the client would hold no more than its part of what runs at once."""
+        """Whether the client would hold no more than its share of what runs at once."""
         slots = self._running() if self._stalled(now) else self.policy.slots
         others = len(self._held) - (client in self._held)
         return others > 0 and (self._held[client] + n) * (others + 1) <= slots
@@ -275,7 +280,7 @@ class Admission:
     # ------------------------------------------------------------ bursts and standing queues
 
     def standing(self, now: float) -> bool:
-        """Whether the queue is one that stands, or was until a moment ago."""
+        """Whether there is a standing queue, or was until a moment ago."""
         moment = self.policy.queue_burst_seconds
         return now - self._short_at > moment or now - self._refused_at < moment
 

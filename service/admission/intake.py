@@ -46,7 +46,7 @@ OnRefused = Callable[[str, Context, Refusal], None]
 
 
 def places_for(max_message: int) -> int:
-    """How many bodies of this size, in bytes, are read at once."""
+    """How many bodies of at most this size, in bytes, are read at once."""
     return max(_MIN_PLACES, MAX_BODY_BYTES // max_message)
 
 
@@ -81,7 +81,8 @@ class Reading:
 
 
 class Places:
-    """Which bodies are being read, and which wait for it. Used on one event loop, by its clock."""
+    """The bodies that are being read, and those that wait for a place. Used on one event loop, by
+    its clock."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -127,7 +128,7 @@ class Places:
         return key
 
     def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give up the bodies whose time is over, and check again when the next one's is."""
+        """Give up the bodies whose time is up, and check again when the next one's is."""
         self._overdue = None
         for reading in self._reading.values():
             left = reading.since + BODY_SECONDS - loop.time()
@@ -182,7 +183,8 @@ class Places:
         last.set_exception(refusal)
 
     def late(self, connection: str) -> Refusal:
-        """Why a body is no longer awaited. A slow connection comes after others from now on."""
+        """The refusal for a body that took too long. A slow connection is served after others from
+        now on."""
         if self._closed:
             return errors.shutting_down()
         self._slow[connection] = self._slow.pop(connection, 0) + 1
@@ -191,7 +193,7 @@ class Places:
         return errors.slow_request(_RETRY_SECONDS)
 
     def close(self) -> None:
-        """The server shuts down: refuse all calls whose bodies are not read."""
+        """The server shuts down: refuse all calls whose bodies have not been read."""
         self._closed = True
         for reading in self._reading.values():
             reading.give_up()

@@ -39,8 +39,8 @@ _receipt: ContextVar[Receipt | None] = ContextVar("receipt", default=None)
 
 
 class _Heard:
-    """What gRPC says at its lowest level, which it does several times a call: so no record is made
-    of it unless its logger would have made one without this."""
+    """gRPC's messages at its lowest log level, several per call: so no record is made of them
+    unless the logger would have made one anyway."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._debug = logger.debug

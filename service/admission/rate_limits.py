@@ -12,7 +12,7 @@ those that it did not make. So a call larger than the burst is not refused for e
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from quire.service.errors import invalid_field, rate_limited, too_many_streams
@@ -35,7 +35,7 @@ class TokenBucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """What it holds at a time; below zero is debt."""
+        """What the bucket holds at a time; below zero it is in debt."""
         self._level = min(self.burst, self._level + (now - self._at) * self.rate)
         self._at = now
         return self._level
@@ -51,7 +51,8 @@ class TokenBucket:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of each client: per second, with bursts worth so many seconds; None: no limit."""
+    """The limits of each client: per second, with bursts worth this many seconds; None: no
+    limit."""
 
     requests: float | None = None
     tokens: float | None = None
@@ -77,7 +78,11 @@ class _Account:
 
 
 def _bucket(rate: float | None, seconds: float, now: float) -> TokenBucket | None:
-    return None if rate is None else TokenBucket(rate, max(1.0, rate * seconds), now)
+    return None if rate is None else TokenBucket(rate, _burst(rate, seconds), now)
+
+
+def _burst(rate: float, seconds: float) -> float:
+    return max(1.0, rate * seconds)
 
 
 class Permit:
@@ -104,7 +109,8 @@ class Permit:
         self._taken = tokens
 
     def end(self, used: int) -> None:
-        """The call is over, and used so many tokens; the rest of those that it took go back."""
+        """The call is over and has used this many tokens; the rest of what it was charged is
+        returned."""
         if self._ended or self._account is None:
             return
         self._ended = True
@@ -146,21 +152,34 @@ class ClientLimits:
         account.streams += 1
         return Permit(account, self._clock)
 
+    def most_at_once(self, tokens: int) -> Iterator[tuple[int, str]]:
+        """Calls of so many tokens or more that a client may begin together, by each limit, which
+        is named."""
+        limits, seconds = self._limits, f"rate_limit_burst_seconds = {self._limits.burst_seconds:g}"
+        if limits.streams is not None:
+            yield limits.streams, f"max_streams_per_client = {limits.streams}"
+        if limits.requests is not None:
+            most = _burst(limits.requests, limits.burst_seconds)
+            yield int(most), f"rate_limit_requests = {limits.requests:g}, {seconds}"
+        if limits.tokens is not None:
+            most = math.ceil(_burst(limits.tokens, limits.burst_seconds) / tokens)
+            yield most, f"rate_limit_tokens = {limits.tokens:g}, {seconds}"
+
     def _forget_idle(self, now: float) -> None:
-        """Now and then, so that each client is looked at a bounded number of times."""
+        """Called now and then, checking a bounded number of clients each time."""
         if len(self._accounts) < self._sweep_at:
             return
         self._accounts = {k: a for k, a in self._accounts.items() if not a.idle(now)}
         self._sweep_at = max(_SWEEP, 2 * len(self._accounts))
 
 
-class Pace:
-    """How often each client gets answers that cost no more than a refusal would.
+class Throttle:
+    """Limits how often each client gets answers that are as cheap as a refusal would be.
 
-    At once until its burst is used up, then in its turn. So a client that asks again as soon as it
-    is answered is slowed down to the rate; a refusal would only be followed by its next call.
-
-    rate: a second. patience: seconds; who would have to wait for longer is refused.
+    Answers are immediate until the client's burst is used up, then they wait their turn. So a
+    client that asks again as soon as it is answered is slowed down to the rate; a refusal would
+    only be followed by its next call. rate: per second. patience: in seconds; a call that would
+    have to wait longer is refused.
     """
 
     def __init__(
@@ -191,7 +210,7 @@ class Pace:
         return wait, True
 
     def _forget_full(self, now: float) -> None:
-        """As ClientLimits does: now and then."""
+        """Called now and then, as in ClientLimits."""
         if len(self._buckets) < self._sweep_at:
             return
         self._buckets = {k: b for k, b in self._buckets.items() if b.level(now) < b.burst}

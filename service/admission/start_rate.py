@@ -29,7 +29,7 @@ class StartRate:
         self._queue = False
 
     def queue(self, present: bool, now: float) -> None:
-        """From now on somebody waits who cannot start at once, or nobody does."""
+        """Note whether somebody waits who cannot start at once."""
         if present != self._queue:
             self._fade(now)
             self._queue = present
@@ -41,7 +41,7 @@ class StartRate:
             self._starts += 1
 
     def ended(self, duration: float) -> None:
-        """One has ended, so many seconds after it started."""
+        """A completion has ended, this many seconds after it started."""
         self._ended += 1
         weight = max(_SMOOTHING, 1 / min(self._ended, _MAX_OF_ONE))
         self._duration += weight * (duration - self._duration)

@@ -1,4 +1,4 @@
-"""What an answer is read into, and what has to be known to read it."""
+"""The parts that an answer is parsed into, and how to parse it."""
 
 import enum
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Syntax(enum.StrEnum):
-    """How a model writes calls of tools."""
+    """How a model writes tool calls."""
 
     HERMES = "hermes"
     """`<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>`: Qwen3, 2507."""
@@ -18,23 +18,23 @@ class Syntax(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What a model's answers may hold. syntax is None: no calls that could be read."""
+    """What a model's answers may contain. syntax is None: no calls that could be parsed."""
 
     syntax: Syntax | None
     thinks: bool
 
     @property
     def name(self) -> str:
-        """As the contract shows it."""
+        """The family's name in the contract."""
         return "think" if self.syntax is None else self.syntax.value
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How one answer is to be read.
+    """How to parse one answer.
 
-    syntax: None leaves calls in the text. thinking: whether the prompt has opened the thoughts.
-    most_calls: further calls are left in the text. tools: by name the schema of its parameters.
+    syntax: None leaves calls in the text. thinking: whether the prompt has opened the reasoning.
+    most_calls: further calls are left in the text. tools: the schemas of their parameters, by name.
     """
 
     syntax: Syntax | None = None
@@ -45,7 +45,7 @@ class Reading:
 
 
 class Kind(enum.Enum):
-    """What an event brings more of."""
+    """The part of the answer that an event adds to."""
 
     TEXT = "text"
     REASONING = "reasoning"

@@ -1,7 +1,7 @@
-"""Which family a model's answers belong to: told by its chat template, or named by an option.
+"""Which family a model's answers belong to: found in its chat template, or set by an option.
 
-Invariant: a syntax is chosen only where the template itself writes a call so, in a rendered probe
-or, where it renders none, in its text.
+Invariant: a syntax is chosen only if the template itself writes calls like that, in a rendered
+probe or, if it renders none, in its text.
 """
 
 import re

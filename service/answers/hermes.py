@@ -129,14 +129,14 @@ def _broken(steps: Steps) -> Generator[Wanted, str, bool]:
 
 
 def _closing(steps: Steps) -> Generator[Wanted, str, bool]:
-    """Behind whole arguments."""
+    """Parse what follows complete arguments."""
     steps.in_call = False
     yield from steps.closing("}")
     return (yield from _closing_tag(steps))
 
 
 def _closing_tag(steps: Steps) -> Generator[Wanted, str, bool]:
-    """Behind the object; where the tag is left out, what stands there is read as text."""
+    """Parse what follows the object; if the tag is missing, what is there is parsed as text."""
     steps.in_call = False
     yield from steps.closing(_CALL_END)
     return True

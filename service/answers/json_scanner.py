@@ -1,8 +1,8 @@
 """Follows a JSON object through its text, to find where it ends.
 
-Invariant: no character is taken that makes the nesting doubtful, such as what stands behind a
-string that a stray quote has ended. Beyond that the text is not judged: numbers, words and control
-characters pass as they are, for the arguments of a call are sent on to the letter.
+Invariant: no character is taken that makes the nesting doubtful, such as text after a string that a
+stray quote has ended. Otherwise the text is not judged: numbers, words and control characters pass
+unchanged, because the arguments of a call are sent on exactly.
 """
 
 import re

@@ -46,7 +46,7 @@ class OutputParser:
 
     @property
     def certain(self) -> bool:
-        """Whether all that was fed has come out, or is markup."""
+        """Whether everything fed has been returned, or is markup."""
         return self._steps.certain
 
     @property
@@ -56,11 +56,11 @@ class OutputParser:
 
     @property
     def in_call(self) -> bool:
-        """Whether a call's arguments have not come to an end."""
+        """Whether a call's arguments have begun and not ended."""
         return self._steps.in_call
 
     def feed(self, text: str) -> list[Event]:
-        """What is certain now."""
+        """Take text; returns the events that are certain now."""
         steps, unread = self._steps, [(text, 0)]  # texts and places in them, the next one last
         while unread:
             text, at = unread.pop()
@@ -75,7 +75,7 @@ class OutputParser:
         return steps.events()
 
     def finish(self) -> list[Event]:
-        """The answer has ended: what was held back."""
+        """The end of the answer: the events held back."""
         if not self._ended:
             self._ended = True
             self._steps.end()
@@ -106,7 +106,7 @@ class OutputParser:
         return most is None or self._steps.calls < most
 
     def _call(self) -> Generator[Wanted, str, None]:
-        """Behind `<tool_call>`, which is held with the line breaks before it."""
+        """Parse what follows `<tool_call>`, which is held with the line breaks before it."""
         steps = self._steps
         opening, before = steps.held, steps.calls
         if self._reading.syntax is Syntax.HERMES:

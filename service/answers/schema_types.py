@@ -1,7 +1,7 @@
-"""Values of parameters that a model has written bare, as JSON of the types that a schema allows.
+"""Bare parameter values of a model, as JSON of the types that a schema allows.
 
-Invariant: every value becomes JSON, and none is lost: what is not JSON of an allowed type becomes
-a string.
+Invariant: every value becomes JSON, and none is lost: what is not JSON of an allowed type becomes a
+string.
 """
 
 import json
@@ -34,7 +34,7 @@ def _stated(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _types(part: Any, root: Mapping[str, Any]) -> Iterator[str]:
-    """Each part is looked at once: references may lead to one from everywhere, and in circles."""
+    """Each part is examined once: references may lead to one from anywhere, and in circles."""
     waiting, seen = [part], set[int]()
     while waiting and len(seen) < _MAX_PARTS:
         part = waiting.pop()
@@ -50,7 +50,7 @@ def _types(part: Any, root: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _referred(reference: str, root: Mapping[str, Any]) -> Any:
-    """What a reference inside the schema leads to, or None."""
+    """The target of a reference inside the schema, or None."""
     if not reference.startswith("#"):
         return None
     found: Any = root

@@ -1,8 +1,8 @@
-"""What the grammars of answers are made of: steps over one character after another.
+"""The building blocks of the answer grammars: steps that read one character after another.
 
-A step is a generator. It yields what it wants (a pattern of runs that it takes at once, or None for
-a single character) and is sent that. Characters that may turn out to be markup are held: `sink` is
-where they go if they are none.
+A step is a generator. It yields what it wants (a pattern for runs that it takes at once, or None
+for a single character) and is sent that. Characters that may turn out to be markup are held; `sink`
+is where they go if they are not.
 """
 
 import re
@@ -40,7 +40,7 @@ class Steps:
         return not self._held and self.kept is None
 
     def events(self) -> list[Event]:
-        """Those that have not been asked for."""
+        """The events that have not been taken yet."""
         events, self._events = self._events, []
         return events
 
@@ -60,7 +60,7 @@ class Steps:
             self._events.append(Event(kind, text, self.calls - 1 if of_call else -1))
 
     def say(self, kind: Kind) -> Sink:
-        """Where pieces of this kind go."""
+        """A sink for pieces of this kind."""
         return lambda text: self.emit(kind, text)
 
     def begin_call(self, name: str) -> None:
@@ -97,7 +97,7 @@ class Steps:
         self.back = text + self.back
 
     def unread_held(self) -> None:
-        """The same for all that is held."""
+        """The same for everything that is held."""
         self.unread(self.held)
         self.drop()
 
@@ -114,7 +114,7 @@ class Steps:
         return True
 
     def space(self) -> Generator[Wanted, str, str]:
-        """Hold white space. Returns the character behind it, which will be read again."""
+        """Hold white space. Returns the character after it, which will be read again."""
         while True:
             character = yield None
             if character not in SPACE:
@@ -128,7 +128,7 @@ class Steps:
         return (yield from self.match(literal))
 
     def one_of(self, literals: Sequence[str]) -> Generator[Wanted, str, str | None]:
-        """White space, and then one of these, none of which begins another."""
+        """White space, then one of these, none of which is a prefix of another."""
         yield from self.space()
         read, left = "", list(literals)
         while True:
@@ -151,7 +151,7 @@ class Steps:
                 return
 
     def opens_with(self, tag: str) -> Generator[Wanted, str, bool]:
-        """Whether this tag stands here, white space aside; if not, nothing has been read."""
+        """Whether this tag comes next, white space aside; if not, nothing has been read."""
         if (yield from self.expect(tag)):
             self.drop()
             return True
@@ -161,8 +161,8 @@ class Steps:
     def before(
         self, tag: str, sink: Sink, most_breaks: int | None = None
     ) -> Generator[Wanted, str, None]:
-        """Hand on all up to a tag, which is held with the line breaks before it (at most so many
-        of them)."""
+        """Pass on everything up to a tag, which is held with the line breaks before it (at most
+        this many)."""
         self.sink = sink
         while True:
             run = yield _PLAIN
@@ -197,5 +197,5 @@ class Steps:
 
 
 def nowhere(text: str) -> None:
-    """The sink for what is markup even where the answer's end has cut it off."""
+    """The sink for text that is markup even if the answer's end has cut it off."""
     del text

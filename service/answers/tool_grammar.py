@@ -82,7 +82,7 @@ def _start(must_call: bool, parallel: bool) -> str:
 
 
 def _text(text: str) -> str:
-    """As a literal of Lark, which has no place for DEL as it is."""
+    """A literal in Lark, which cannot contain DEL as it is."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
@@ -91,8 +91,14 @@ def _json(schema: Schema) -> str:
     return "%json " + large_json.dumps(_spaced(schema), ensure_ascii=False)
 
 
+def _fault_of(schema: Schema, fault: Fault) -> str:
+    if "x-guidance" in schema:
+        return "x-guidance is not supported for calls, whose spaces are those of templates"
+    return fault(_spaced(schema))
+
+
 def _spaced(schema: Schema) -> Schema:
-    """As it stands in a grammar: with the spaces that templates write."""
+    """JSON as the grammar has it: with the spaces that templates write."""
     return {**schema, "x-guidance": _SPACING}
 
 
@@ -105,7 +111,7 @@ def _hermes(i: int, tool: CallableTool, held: bool, fault: Fault) -> str:
         if tool.strict:
             raise CannotHonour(i, "arguments are an object: type must be object")
         schema = dict(_ANY_OBJECT)
-    why = fault(_spaced(schema)) if held else ""
+    why = _fault_of(schema, fault) if held else ""
     if why and tool.strict:
         raise CannotHonour(i, why)
     head = f'\n{{"name": {_text(tool.name)}, "arguments": '
@@ -134,7 +140,7 @@ def _xml(i: int, tool: CallableTool, held: bool, fault: Fault) -> str:
 
 
 def _parameters(i: int, schema: Schema, fault: Fault) -> Iterator[tuple[str, str]]:
-    """Of each parameter how it stands in the call's rule, and its own rules."""
+    """For each parameter, its place in the call's rule, and its own rules."""
     unknown = sorted(schema.keys() - _OF_OBJECT)
     if unknown or schema.get("type", "object") != "object":
         raise CannotHonour(i, f"{(*unknown, 'type')[0]} is not supported for calls in XML")
@@ -165,7 +171,7 @@ def _parameter(rule: str, name: str, schema: Schema, fault: Fault) -> str:
     described, types = schema["properties"][name], allowed_types(schema, name)
     if "string" not in types:
         shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        why = fault(_spaced({**described, **shared}))
+        why = _fault_of({**described, **shared}, fault)
         if why:
             raise ValueError(f": {why}")
         return f"{rule}: {head} {_json({**described, **shared})} {_text(end)}"

@@ -1,8 +1,8 @@
-"""Calls as XML: `<function=f><parameter=a>value</parameter></function>`.
+"""Tool calls as XML: `<function=f><parameter=a>value</parameter></function>`.
 
-Values are written bare. They become JSON by the types of the tool's schema: a string piece by piece
-as it comes, anything else once it is complete. A value ends at a `</parameter>` behind which the
-next parameter or the end of the call stands: one inside a text does not end it.
+Values are bare text. They become JSON by the types of the tool's schema: a string piece by piece as
+it comes, anything else once it is complete. A value ends at a `</parameter>` that is followed by
+the next parameter or the end of the call; one inside a text does not end it.
 """
 
 from collections.abc import Generator, Mapping
@@ -21,7 +21,8 @@ _NEXT = (_PARAMETER, _FUNCTION_END, _CALL_END)
 
 
 def call(steps: Steps, tools: Mapping[str, Mapping[str, Any]]) -> Generator[Wanted, str, bool]:
-    """Behind `<tool_call>`. Whether the call was read; if not, what is held is to be read again."""
+    """Parse what follows `<tool_call>`. Returns whether it was a call; if not, what is held must be
+    read again."""
     if not (yield from steps.expect(_FUNCTION)):
         return False
     name = yield from _name(steps)
@@ -69,7 +70,7 @@ def _name(steps: Steps) -> Generator[Wanted, str, str | None]:
 
 
 def _value(steps: Steps, types: frozenset[str]) -> Generator[Wanted, str, None]:
-    """A value and its closing tag, and nothing behind that."""
+    """Parse a value and its closing tag, and nothing after that."""
     if types == STRING:
         steps.emit(Kind.ARGUMENTS, '"')
         yield from _bare(steps, lambda text: steps.emit(Kind.ARGUMENTS, quoted(text)[1:-1]))

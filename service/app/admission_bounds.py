@@ -6,7 +6,7 @@ from quire.service.settings import Settings
 
 
 def policy(settings: Settings) -> Policy:
-    """Who may wait."""
+    """The bounds of the queue."""
     service = settings.service
     return Policy(
         slots=settings.engine.max_num_seqs,
@@ -19,7 +19,7 @@ def policy(settings: Settings) -> Policy:
 
 
 def limits(settings: Settings) -> Limits:
-    """What each client may have."""
+    """The limits of each client."""
     service = settings.service
     return Limits(
         requests=service.rate_limit_requests,

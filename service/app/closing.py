@@ -1,8 +1,8 @@
-"""How the ports close at the server's end: every call hears how it ended, as far as it reads.
+"""How the ports close at the server's end, so that every client learns how its call ended.
 
-Invariant: a port stays open while gRPC has a call that nobody has looked at, since closing cancels
-those without a word. It then stays until the ends of all calls are written, as long as that gets
-on. All waiting together is bounded by `seconds`, whatever clients do.
+Invariant: a port stays open while gRPC has a call that the server has not seen, since closing would
+cancel it without a status. It then stays open until the ends of all calls are written, as long as
+that makes progress. All of it together takes at most `seconds`, whatever clients do.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from quire.service.openai.http_server import HttpServer
 
 log = logging.getLogger("quire.service")
 
-_STALL = 1.0  # seconds: if no end was written for so long, nobody reads
+_STALL = 1.0  # seconds without an end being written: nobody reads
 _LOOK = 0.1  # seconds between looks at what was written
 _QUIET = 0.05  # seconds without a call, twice in a row: then no call is left unseen
 _GRACE = 60.0  # seconds that gRPC gives calls: long, as we are to cut them off first
@@ -30,7 +30,8 @@ class Closing:
         ended_calls: Callable[[], int],
         seconds: float,
     ) -> None:
-        """ended_calls: how many calls have ended until now. seconds: what it may take from now."""
+        """ended_calls: the number of calls that have ended so far. seconds: the time limit from
+        now."""
         self._listeners = listeners
         self._http = http
         self._ended_calls = ended_calls
@@ -38,8 +39,8 @@ class Closing:
         self._until = self._clock() + seconds
 
     async def run(self, *, leaving: bool) -> None:
-        """Close them. leaving: the process ends next, and what is open with it; without, what is
-        open at the end is cancelled here."""
+        """Close the ports. leaving: the process ends next, and what is still open ends with it;
+        without it, calls that are still open at the end are cancelled here."""
         if leaving and not await self._all_told():
             return
         closing = [asyncio.create_task(port.stop(_GRACE)) for port in self._listeners]
@@ -49,8 +50,8 @@ class Closing:
             await asyncio.gather(*(port.stop(None) for port in self._listeners))
 
     async def _all_told(self) -> bool:
-        """Wait until gRPC has no call that nobody has looked at. False: they come faster than they
-        can be told."""
+        """Wait until the server has seen every call that gRPC has. False: they arrive faster than
+        they can be answered."""
         ended, quiet = self._ended_calls(), 0
         while quiet < 2:
             if self._clock() >= self._until:

@@ -1,4 +1,4 @@
-"""What is told at a scrape, on --metrics-port and at the OpenAI API's /metrics."""
+"""The metrics that a scrape returns, on --metrics-port and at the OpenAI API's /metrics."""
 
 import asyncio
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from quire.engine.loop import garbage
 from quire.engine.parallel.process import Program
-from quire.engine.runner import compile_process, head_start
+from quire.engine.runner import compile_process, early_start
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
@@ -34,8 +34,8 @@ def main(
     gpu = device != "cpu" and sees_gpu(os.environ)
     if gpu:
         compile_process.start_early()
-        head_start.start_driver(0)
-        head_start.start_digest()
+        early_start.start_driver(0)
+        early_start.start_digest()
     from quire.engine.client import process_main  # numpy: beside what has begun
 
     process_main.run(partial(_load, program, gpu), int(connection), int(mark), logs.flush)
@@ -48,7 +48,7 @@ def _load(rank_program: Program, gpu: bool) -> "Builder":
     from quire.service.constraints.matcher_batch import THREADS
 
     if gpu:
-        head_start.digest_beside()
+        early_start.digest_beside()
     return partial(build_engine, matchers=Grammars(THREADS), rank_program=rank_program)
 
 

@@ -46,7 +46,7 @@ class _Draining:
 
 
 class _Wakes(socket.socket):
-    """A socket of which each byte says the same: whoever asks for one gets all there are."""
+    """A socket whose bytes only wake the loop: a read of one byte consumes all of them."""
 
     __slots__ = ()
 

@@ -62,7 +62,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def main(pid: int, interval: float, looks: int) -> None:
-    """Until the server is gone."""
+    """Run until the server is gone."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.set_blocking(0, False)

@@ -1,10 +1,10 @@
 """grpc.health.v1: readiness under "" and the service's name, liveness under `liveness`.
 
-Invariant: readiness is SERVING exactly while calls are let in; liveness is SERVING from the moment
-the port is open, also while loading and draining, until a watchdog says otherwise. What is true is
-set without waiting for anybody: each watcher is told by its own call, as fast as it reads, so one
-that does not read holds up nobody but itself. Watchers are bounded in number. Where the package
-grpcio-health-checking is missing the server runs without, and says so in its log.
+Invariant: readiness is SERVING exactly while calls are admitted. Liveness is SERVING from the
+moment the port is open, also while loading and draining, until a watchdog says otherwise. Setting a
+status waits for nobody: each watcher is notified by its own call, so one that does not read delays
+only itself. The number of watchers is limited. If the package grpcio-health-checking is missing the
+server runs without, and says so in its log.
 """
 
 import asyncio
@@ -32,7 +32,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health:
-    """What probes are told. Of the event loop alone; nothing here waits but a watcher's call."""
+    """The answers to probes. Used on the event loop only; nothing here blocks except a watcher's
+    own call."""
 
     def __init__(self) -> None:
         self._good = dict.fromkeys((*READINESS, LIVENESS), False)
@@ -77,18 +78,19 @@ class Health:
     # ------------------------------------------------------------ the calls
 
     async def Check(self, request: Any, context: Context) -> Any:
-        """What is true now. NOT_FOUND for a name that is not known."""
+        """The current status. NOT_FOUND for an unknown name."""
         if request.service not in self._good:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         return self._answer(request.service)
 
     async def List(self, _request: Any, _context: Context) -> Any:
-        """All names, and what is true of each."""
+        """All names with their current status."""
         statuses = {name: self._answer(name) for name in self._good}
         return health_pb2.HealthListResponse(statuses=statuses)
 
     async def Watch(self, request: Any, context: Context) -> None:
-        """What is true now, and each change. RESOURCE_EXHAUSTED where too many watch already."""
+        """The current status, and every change. RESOURCE_EXHAUSTED if there are too many
+        watchers."""
         connection, name = context.peer(), request.service
         if len(name) > MAX_NAME:  # it would be held as long as the watch
             await context.abort(
@@ -111,7 +113,7 @@ class Health:
         await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 
     async def _tell(self, name: str, context: Context) -> None:
-        """Until nothing more will change."""
+        """Send changes until there can be no more."""
         told = None
         while True:
             changed, closed, answer = self._changed, self._closed, self._answer(name)

@@ -1,9 +1,9 @@
-"""A port of gRPC's, which is opened again should gRPC close it.
+"""A gRPC port that is opened again if gRPC closes it.
 
-gRPC takes calls in a task of its own. One frame of a stranger, with a path that is no text, ends
-that task and closes the port; calls that are open go on. So the ports are looked at whenever a task
-of the event loop has died unheard. A port that is closed is opened anew, on a gRPC server of its
-own; clients' channels come over by themselves.
+gRPC accepts calls in a task of its own. A single frame whose path is not text ends that task and
+closes the port, while open calls continue. So the ports are checked whenever a task of the event
+loop has died of an exception. A closed port is opened again on a new gRPC server; clients' channels
+reconnect by themselves.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Listener:
         await self._server.start()
 
     async def stop(self, grace: float | None) -> None:
-        """Close the port. Calls that are open get `grace` seconds; None: are cancelled."""
+        """Close the port. Open calls get `grace` seconds; None: they are cancelled."""
         for server in self._before:
             task = asyncio.ensure_future(server.stop(grace))
             task.add_done_callback(_heard)
@@ -79,7 +79,7 @@ class Keeper:
         self._loop.set_exception_handler(self._on_fault)
 
     def stop(self) -> None:
-        """Leave closed what is closed."""
+        """Stop checking: a port that closes now stays closed."""
         self._loop.set_exception_handler(None)
         if self._looking is not None:
             self._looking.cancel()

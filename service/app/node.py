@@ -1,9 +1,9 @@
-"""`quire serve` on a node that follows: no server, but some of the ranks of node 0's.
+"""`quire serve` on a following node: no server, only this node's share of the ranks.
 
-Invariant: it ends when node 0's engine does, and with exit code 0 only if that was meant. Until it
-has joined, a SIGTERM or SIGINT ends it. From then on the first, which whoever ends the whole job
-sends to every node, is node 0's to answer: its streams go on until it has drained. The second ends
-this node, and so all.
+Invariant: it ends when node 0's engine does, and with exit code 0 only if that end was regular.
+Until it has joined, a SIGTERM or SIGINT ends it. After that the first one is left to node 0,
+because whoever ends a job sends it to every node: node 0's streams continue until it has drained.
+The second one ends this node, and so all.
 """
 
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger("quire.service")
 
 
 def follow(settings: Settings) -> int:
-    """Returns the exit code. Raises QuireError for what keeps the ranks from starting."""
+    """Returns the exit code. Raises QuireError if the ranks cannot start."""
     service = settings.service
     logs.set_up(service.log_format, service.log_level)
     try:

@@ -1,11 +1,11 @@
-"""Where the server's engine runs: in a process of its own, or on a thread of this one.
+"""Decides where the server's engine runs: in a process of its own, or on a thread of this one.
 
-Beside a GPU it gets a process, because there each step's host work competes with the event loop for
-the interpreter. On a CPU the steps are long and the memory of a second interpreter is not worth it;
-but ranks that share a model end with a process, so there its own is needed.
+With a GPU it gets a process, because there each step's host work competes with the event loop for
+the interpreter. On a CPU steps are long, and a second interpreter's memory is not worth it. Ranks
+that share a model always get a process, because they must end together with it.
 
-Invariant: a process is started before anything heavy is imported here, so that both sides get ready
-at the same time; and whatever becomes of the server, none is left behind.
+Invariant: the process is started before anything heavy is imported here, so that both sides get
+ready at the same time. However the server ends, no process is left behind.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""The server's gRPC ports: where they listen, and what gRPC itself bounds before a call is ours.
+"""The server's gRPC ports: where they listen, and the limits that gRPC itself enforces.
 
-Invariant: descriptors, streams and bytes that strangers can take are bounded, and enough
-descriptors are left for files, metrics and the engine. gRPC drops calls by itself when too many
-wait that the server has not looked at: they end CANCELLED, without a word and uncounted. That bound
-is set so far out that we refuse them before, with a status that says when to come again.
+Invariant: the descriptors, streams and bytes that strangers can take are bounded, and enough
+descriptors are left for files, metrics and the engine. gRPC drops calls by itself if too many wait
+that the server has not seen: they end CANCELLED, without details and uncounted. That limit is set
+so high that the server refuses calls before it is reached, with a status that says when to retry.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ def raise_descriptors() -> int:
 
 
 def max_connections(descriptors: int, *, probes: bool, http: bool = False) -> int:
-    """Of the main port; with `http` the OpenAI API has as many. Raises ConfigError where there is
-    no room for any."""
+    """Connections of the main port; with `http` the OpenAI API has as many. Raises ConfigError if
+    there are not enough descriptors for any."""
     left = descriptors - _RESERVED - (PROBES if probes else 0)
     if left < 1:
         raise ConfigError(
@@ -65,7 +65,7 @@ def max_connections(descriptors: int, *, probes: bool, http: bool = False) -> in
 def channel_options(
     max_message: int, connections: int, service: ServiceConfig
 ) -> list[tuple[str, int]]:
-    """max_message: bytes of a request. connections: at most so many."""
+    """max_message: bytes of a request. connections: the most that may be open."""
     keepalive = round(service.keepalive_seconds * 1000)
     return [
         # A client whose machine or network is gone says nothing: ping it, or its stream runs on.
@@ -148,18 +148,18 @@ def _listen_one(address: str, port: int) -> socket.socket:
 
 
 def elsewhere(error: OSError, prefix: str) -> str:
-    """What to do where one cannot listen: another port, or another host where that is at fault."""
+    """Advice if listening fails: another port, or another host if the host is at fault."""
     no_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
     return another_host(prefix) if no_host else another_port(prefix)
 
 
 def another_port(prefix: str) -> str:
-    """What to do about a port that cannot be had; prefix: of its option."""
+    """Advice if a port cannot be opened. prefix: of its option."""
     return f"choose another with {_flag(prefix + 'port')} (0 takes a free one)"
 
 
 def another_host(prefix: str) -> str:
-    """What to do about a host that is not here; prefix: of its option."""
+    """Advice if a host's address is not one of this machine. prefix: of its option."""
     return f"choose another with {_flag(prefix + 'host')}"
 
 
@@ -194,7 +194,7 @@ def _bind_one(
 
 
 def _addresses(host: str) -> list[str]:
-    """What the host's name stands for and this machine has; IPv4 first."""
+    """The addresses of a host name that this machine has; IPv4 first."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

@@ -20,7 +20,7 @@ from quire.engine.loop import garbage
 from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.service import malloc_memory
 from quire.service.app.event_loop import new_event_loop
-from quire.service.app.openai_face import lines_to_paste
+from quire.service.app.openai_frontend import lines_to_paste
 from quire.service.app.placement import LinkMaker
 from quire.service.app.progress import Progress
 from quire.service.app.server import END_SECONDS, Server
@@ -38,11 +38,9 @@ _EXIT_OK, _EXIT_DEAD = 0, 1
 
 
 def serve_forever(settings: Settings, make_link: LinkMaker) -> int:
-    """Returns the exit code, with which the caller is to `leave`: threads may be at work still.
-    make_link: where the engine is to run (see placement).
-
-    Raises QuireError for what cannot be started.
-    """
+    """Returns the exit code, with which the caller must `leave`, since threads may still be
+    running. make_link: where the engine runs (see placement). Raises QuireError if the server
+    cannot start."""
     service = settings.service
     logs.set_up(service.log_format, service.log_level)
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -91,7 +89,7 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
         code = await _run(server, stop_asked)
     finally:
         guarded.cancel()
-        await asyncio.wait({guarded})  # from here on nobody gives signs of life
+        await asyncio.wait({guarded})  # from here on the loop gives no sign of life
     return code or _EXIT_DEAD if server.engine_abandoned else code
 
 
@@ -113,7 +111,8 @@ async def _run(server: Server, stop_asked: asyncio.Event) -> int:
 
 
 def _say_ready(service: ServiceConfig, server: Server) -> None:
-    """Where it serves: on standard output the line that scripts wait for, in the log the rest."""
+    """Report the address: on standard output the line that scripts wait for, in the log the
+    rest."""
     host = service.host
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
     standard_streams.say(f"serving {server.model_name} on {shown}:{server.port}")

@@ -1,8 +1,8 @@
-"""How far loading has come, on standard error.
+"""The progress of loading, on standard error.
 
-Invariant: on a terminal one line that is rewritten, and left as it is only by a stage that is
-whole; elsewhere at most five lines a stage, though two may be told in turn (kernels are compiled
-while graphs are captured). Never on standard output, which belongs to `serving MODEL on HOST:PORT`.
+Invariant: on a terminal it is one line that is rewritten, and kept only when a stage is complete;
+elsewhere at most five lines per stage, even if two stages alternate (kernels are compiled while
+graphs are captured). Never on standard output, which belongs to `serving MODEL on HOST:PORT`.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from quire.engine import lifeline
 from quire.engine.client import stacks
 from quire.engine.loop import garbage
-from quire.engine.runner import head_start
+from quire.engine.runner import early_start
 from quire.service.app.placement import sees_gpu
 from quire.service.telemetry import logs
 
@@ -27,12 +27,14 @@ def main(log_format: str, log_level: str, *rest: str) -> NoReturn:
     *models, connection = rest
     os.set_inheritable(int(connection), False)
     parent = socket.socket(fileno=int(connection))
-    lifeline.hold_to(parent)  # before what takes seconds: rank 0 may have been refused by then
+    lifeline.end_with_parent(
+        parent
+    )  # before what takes seconds: rank 0 may have been refused by then
     logs.set_up(log_format, log_level)
     stacks.answer_signals()
     if sees_gpu(os.environ):
-        head_start.start_driver()
-        head_start.start_digest()
+        early_start.start_driver()
+        early_start.start_digest()
     with garbage.put_off_for_good():
         from quire.engine.parallel import follower  # seconds of imports
 

@@ -1,4 +1,4 @@
-"""What the server tells of its contract to tools that ask."""
+"""gRPC reflection: describes the contract to tools."""
 
 import logging
 

@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,10 +26,10 @@ from quire.service.app import ports
 from quire.service.app.admission_bounds import limits, policy
 from quire.service.app.closing import Closing
 from quire.service.app.collectors import collectors
-from quire.service.app.gateway_face import gateway_listener
+from quire.service.app.gateway_frontend import gateway_listener
 from quire.service.app.health import Health
 from quire.service.app.listener import Keeper, Listener
-from quire.service.app.openai_face import Parts, open_face
+from quire.service.app.openai_frontend import Parts, open_frontend
 from quire.service.app.reflection import add_reflection
 from quire.service.app.watchdog import Verdict, Watchdog
 from quire.service.hosts import is_loopback
@@ -55,9 +54,7 @@ from quire.service.telemetry import logs
 from quire.service.telemetry.counters import Ledger
 from quire.service.telemetry.metrics_server import MetricsServer
 from quire.service.telemetry.tracing import Tracer, make_tracer
-from quire.service.text import tokenizer as tokenizers
-from quire.service.text.chat_template import ChatTemplate
-from quire.service.text.tokenizer import Tokenizer
+from quire.service.text.text_side import read_text_side
 from quire.service.text.workers import PromptWorkers
 
 log = logging.getLogger("quire.service")
@@ -80,7 +77,7 @@ def quire_version() -> str:
 
 
 class Server:
-    """One engine behind one port."""
+    """One engine behind gRPC's port, and the other ports beside it."""
 
     def __init__(
         self,
@@ -223,26 +220,25 @@ class Server:
         which takes a second or two of a large vocabulary.
         """
         tokenizer, chat = await asyncio.to_thread(
-            _text_side, self._resolved.tokenizer_directory, vocab_size
+            read_text_side, self._resolved.tokenizer_directory, vocab_size
         )
-        compiler = reading = None
+        compiler = beside = None
         if eos_token_ids is not None:
             compiler = Compiler(tokenizer, vocab_size, ends_of(tokenizer, eos_token_ids))
-            reading = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))
+            beside = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))
         try:
             await self._engine.start(progress)
-        except BaseException:
-            if reading is not None:
-                reading.cancel()
-            raise
+        finally:
+            if beside is not None:
+                beside.cancel()  # the thread goes on: who asks next waits for it
         info = self._engine.info
         family = family_of(self._settings.service.output_parser, chat)
         model = ServedModel(self.model_name, info, tokenizer, chat, family)
         stats = StatsReporter(self._engine, model, self.ledger, quire_version())
         validator = Validator(model, self._workers, compiler)
         if not info.embeds_only:  # now: it holds the interpreter, and nobody is being served yet
-            read = reading or asyncio.to_thread(validator.constraints.vocabulary)
-            self._engine.set_vocabulary(await self._engine.unless_dead(read))
+            reading = asyncio.to_thread(validator.constraints.vocabulary)
+            self._engine.set_vocabulary(await self._engine.unless_dead(reading))
         self._servicer.serving = Serving(
             self._engine,
             model,
@@ -278,7 +274,7 @@ class Server:
 
     @property
     def engine_abandoned(self) -> bool:
-        """Whether the engine's step may never end: nobody must wait for it."""
+        """Whether the engine's step may never end, so that nothing may wait for it."""
         return self._engine.abandoned
 
     @property
@@ -326,7 +322,7 @@ class Server:
         options, where a port that is in use is only logged."""
         if sockets is None and not self._settings.service.http_port:
             return
-        self._http = await open_face(self._settings.service, self._parts(), sockets)
+        self._http = await open_frontend(self._settings.service, self._parts(), sockets)
         self.http_port = 0 if self._http is None else self._http.port
 
     def _parts(self) -> Parts:
@@ -401,13 +397,8 @@ class Server:
         await asyncio.wait({rest}, timeout=_REST)
 
     def _rest(self) -> "list[Coroutine[Any, Any, None]]":
-        """Metrics and traces, whose end is awaited only briefly."""
+        """End metrics and traces; this is awaited only briefly."""
         stops = [self._tracer.close]
         if self._metrics is not None:
             stops.append(self._metrics.stop)
         return [asyncio.to_thread(stop) for stop in stops]
-
-
-def _text_side(directory: Path, vocab_size: int) -> tuple[Tokenizer, ChatTemplate | None]:
-    tokenizer = tokenizers.load(directory, vocab_size)
-    return tokenizer, ChatTemplate.of(tokenizer)

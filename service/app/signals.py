@@ -50,7 +50,7 @@ class Signals:
         answer_signals()
 
     def stop_asked(self) -> asyncio.Event:
-        """Set by the first signal, also one that has come already. To be called on the loop."""
+        """Set by the first signal, even if it has already arrived. Call it on the loop."""
         self._loop, self._asked = asyncio.get_running_loop(), asyncio.Event()
         if self._first is not None:
             self._asked.set()

@@ -30,7 +30,7 @@ _STANDARD_ERROR = 2
 
 
 class Verdict(enum.Enum):
-    """What one look has found new."""
+    """What a check has found that is new."""
 
     NOTHING = enum.auto()
     HUNG = enum.auto()
@@ -58,13 +58,13 @@ class Watchdog:
     def of(
         cls, service: ServiceConfig, busy_since: Callable[[], float | None]
     ) -> "Watchdog | None":
-        """By the options; None: no step is too long."""
+        """The watchdog for these options; None: no step is too long."""
         if not service.watchdog_seconds:
             return None
         return cls(busy_since, service.watchdog_seconds, service.watchdog_exit_seconds)
 
     def look(self) -> Verdict:
-        """To be called every `interval` seconds."""
+        """Check. Call it every `interval` seconds."""
         step = self._busy_since()
         self._stuck = self._stuck + self.interval if step is not None and step == self._step else 0
         self._step = step
@@ -88,7 +88,7 @@ class Watchdog:
 
 
 class Deadman:
-    """What ends a process that no longer runs, whatever holds it."""
+    """Ends a process whose event loop no longer runs, whatever blocks it."""
 
     async def hold(self, seconds: float) -> None:
         """Give signs of life to the process that ends this one without them; until cancelled.
@@ -108,7 +108,8 @@ class Deadman:
             process.poll()
 
     def end_within(self, seconds: float) -> None:
-        """End this process after so many seconds of the clock, with all stacks and exit code 1."""
+        """End this process after this many seconds of wall time, with all stacks and exit code
+        1."""
         faulthandler.dump_traceback_later(seconds, exit=True, file=_STANDARD_ERROR)
 
 

@@ -125,7 +125,7 @@ def ray(values: dict[str, Any]) -> int:
 
 
 def _one_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The positional model as the option that it stands for. Raises ConfigError for two models."""
+    """The positional model as the option `model`. Raises ConfigError if two models are given."""
     positional = values.pop("model_argument")
     if positional is None:
         return values
@@ -137,12 +137,12 @@ def _one_model(values: dict[str, Any]) -> dict[str, Any]:
 def _settings(values: dict[str, Any]) -> Settings:
     config: Path | None = values.get("config")
     flags = given(values)
-    return read_settings(torchrun.terms(os.environ) | flags, os.environ, config)
+    return read_settings(torchrun.options(os.environ) | flags, os.environ, config)
 
 
 def _serve(values: dict[str, Any]) -> int:
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # until there is somebody to answer them
+        signal.signal(number, signal.SIG_IGN)  # until there is a handler
     settings = _settings(values)
     if values["print_config"]:
         print(settings.to_toml(), end="")
@@ -171,6 +171,6 @@ def _explained(run: Callable[[], int]) -> int:
     try:
         return run()
     except QuireError as error:
-        with contextlib.suppress(OSError):  # nobody may be there to read it
+        with contextlib.suppress(OSError):  # the reader may be gone
             print(f"quire: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USAGE

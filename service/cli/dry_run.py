@@ -1,7 +1,7 @@
-"""What a configuration would take, and whether that fits, told without loading it.
+"""`--dry-run`: what a configuration would need, and whether it fits, without loading it.
 
-Invariant: the verdict is the engine's own (`fit`): what it would start with, if only with a cache
-that does not hold the longest request, is no failure here either.
+Invariant: the verdict is the engine's own (`fit`). If the engine would start with a cache that does
+not hold the longest request, that is no failure here either.
 """
 
 import torch

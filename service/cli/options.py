@@ -54,7 +54,7 @@ def with_flags(
 
 
 def model_argument() -> inspect.Parameter:
-    """MODEL, which may stand in place of --model."""
+    """MODEL, which may be given instead of --model."""
     text = "Directory, name on the Hub, random:SHAPE or pocket; the same as --model."
     info = typer.Argument(help=text, metavar="[MODEL]", show_default=False)
     return inspect.Parameter(

@@ -1,7 +1,7 @@
-"""What torchrun tells the processes that it starts, as options of `quire serve`.
+"""torchrun's environment variables as options of `quire serve`.
 
-torchrun is to start one process a node (`--nproc-per-node 1`), which starts the ranks of its node
-by itself: those end together, however they end, and torchrun does not know of them.
+torchrun must start one process per node (`--nproc-per-node 1`). That process starts the ranks of
+its node itself: they end together, however they end, and torchrun does not know of them.
 
 Invariant: outside torchrun, and under it on one node, nothing is taken from the environment.
 """
@@ -24,7 +24,7 @@ _OPTIONS = {
 _NUMBERS = ("nnodes", "node_rank", "master_port")
 
 
-def terms(environment: Mapping[str, str]) -> dict[str, Any]:
+def options(environment: Mapping[str, str]) -> dict[str, Any]:
     """Options by name, but for those that a QUIRE_ variable sets. Raises ConfigError."""
     if _MARK not in environment or environment.get(_NODES, "1") == "1":
         return {}

@@ -1,8 +1,10 @@
-"""Threads for work that recurses deeply, and that nothing can end: llguidance's compiling.
+"""Threads with a deep stack for llguidance's compiling, which recurses deeply and cannot be
+interrupted.
 
-Invariant: whoever asks waits no longer than `seconds`. Work that takes longer goes on by itself and
-is counted until it ends; while MAX_STUCK such go on nothing new begins. So what hostile texts can
-take of the machine is bounded. The threads are daemons: no end of the process waits for them.
+Invariant: a caller waits no longer than `seconds`. Work that takes longer continues alone and is
+counted until it ends; while MAX_STUCK pieces of work are in that state, nothing new is started. So
+the resources that hostile texts can take are bounded. The threads are daemons: the process does not
+wait for them when it ends.
 """
 
 import threading
@@ -12,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from quire.service import malloc_memory
+from quire.service.panics import as_exception
 
 T = TypeVar("T")
 
@@ -23,7 +26,8 @@ _stack_lock = threading.Lock()  # the size of new threads' stacks is the process
 
 
 class TooSlow(Exception):
-    """The work was given up; the message is for whoever asked. own: it took too long itself."""
+    """The work was given up; the message is for the caller. own: this piece of work itself took too
+    long."""
 
     def __init__(self, words: str, *, own: bool) -> None:
         super().__init__(words)
@@ -68,7 +72,7 @@ def _settle(done: "Future[T]", work: Callable[[], T]) -> None:
     try:
         done.set_result(work())
     except BaseException as error:
-        done.set_exception(error)
+        done.set_exception(as_exception(error))
     finally:
         del done, work  # as above
     malloc_memory.give_back()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from quire.clients import large_json
+from quire.service.constraints.schema_checks import NAMED, REMARKS, VALUES
 
 _YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _FOURTH = "(0[48]|[2468][048]|[13579][26])"  # of years, but for those of a whole century
@@ -32,12 +33,10 @@ _CODED = re.compile(r"\\u00|\x7f")  # in JSON: what is written as a code
 _WRITTEN = tuple(f'"{name}"' for name in (*_PATTERNS, *_OPEN, *_OTHERS))
 _NEXT = 2.0**-48  # of a number, to the next; llguidance does not read every bit of a double
 _LEAST = 1e-20  # next to 0
-_VALUES = frozenset({"const", "enum", "default", "example", "examples"})
-_NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 
 
 def are_in(text: str) -> bool:
-    """Whether any of them may stand in a text of JSON, which may have codes in place of letters."""
+    """Whether any of them occurs in a JSON text, which may have escapes in place of letters."""
     return "\\u" in text or any(name in text for name in _WRITTEN)
 
 
@@ -74,15 +73,16 @@ def _exact(schema: Any, *, opened: bool) -> Any:
 
 
 def _inside(key: str, value: Any, opened: bool) -> Any:
-    if key in _VALUES:
+    if key in VALUES | REMARKS:
         return value
-    if key in _NAMED and isinstance(value, Mapping):
+    if key in NAMED and isinstance(value, Mapping):
         return {name: _exact(one, opened=opened) for name, one in value.items()}
     return _exact(value, opened=opened)
 
 
 def _close(schema: dict[str, Any], left_out: str) -> None:
-    """Where a whole number is left out (before draft 6 by true beside a bound), take the next."""
+    """Where a bound excludes a whole number (before draft 6, by true beside the bound), use the
+    next one."""
     name, closer = _OPEN[left_out]
     side = closer(-1, 1)
     beside = schema.get(name)

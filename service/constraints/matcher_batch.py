@@ -1,10 +1,11 @@
-"""Matchers that take a token each, and make their masks: one by one, or on llguidance's threads.
+"""Advances many matchers by a token each and makes their masks: one by one, or on llguidance's
+threads.
 
-On those threads the interpreter's lock is given away twice, however many matchers there are; the
-second time is the longer one, and other work may have the lock. Of matchers that share a lexer only
-one can be at work at a time: so they stand together, and one thread has them all.
+With those threads the interpreter's lock is released twice, however many matchers there are; the
+second time is the longer one, and other work may use it. Matchers that share a lexer cannot work at
+the same time, so one thread gets all of them.
 
-Invariant: each matcher gives what it would give alone. A call's masks stand side by side.
+Invariant: each matcher gives what it would give alone. A call's masks are adjacent in memory.
 """
 
 import os
@@ -61,7 +62,7 @@ class MatcherBatch:
     def _take(
         self, texts: _Texts, steps: Sequence[Step], found: list[Mask | Exception | None]
     ) -> None:
-        """Those of one vocabulary, all of them."""
+        """Advance all matchers of one vocabulary."""
         tokens, count = texts[0][0].tokens, len(texts)
         size = tokens.mask_bytes
         room = self.room or (lambda count: parted(memoryview(bytearray(count * size)), count))
@@ -101,13 +102,13 @@ def _one(backend: LLMatcher, token_id: int, room: int, size: int) -> bool:
 
 
 def _of_texts(matchers: Sequence[Matcher]) -> _Texts:
-    """What takes the tokens in where that is llguidance alone."""
+    """The matchers of llguidance itself, if there is nothing around them."""
     texts = [(_of_text(matcher), at) for at, matcher in enumerate(matchers)]
     return sorted([(text, at) for text, at in texts if text is not None], key=_lexer)
 
 
 def _of_text(matcher: Matcher) -> TextMatcher | None:
-    """What takes the token in, where that is llguidance alone."""
+    """The matcher of llguidance itself, if there is nothing around it."""
     inner = matcher.answering if isinstance(matcher, AfterThoughts) else matcher
     return inner if isinstance(inner, TextMatcher) else None
 

@@ -5,27 +5,20 @@ parser recurses along chains of rules, and its lexer's work grows with the text.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
 from llguidance import LLMatcher
 
 from quire.clients import large_json
 from quire.engine.request import Constraint
-from quire.service.constraints import formats
+from quire.service.constraints import formats, schema_checks
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64  # brackets inside one another
 MAX_RULES = 2000  # of a grammar
 MAX_LEXEME_BYTES = 32 << 10  # of a regex, a text in a schema, a choice, a line of a grammar
-MAX_PATTERNS = 64  # that properties' names may have, in a schema: any two are told apart
-MAX_MULTIPLE = 10_000  # multipleOf without its point: the lexer has a state for each remainder
-BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-VALUES = ("const", "enum")
-MAX_NUMBER = 2**53  # of these: llguidance makes doubles of them, and dies near -2**63
 CALLS = "calls"  # the kind of grammars made of tools, whose schemas were checked one by one
 
 # The last one counts. What is forced llguidance looks for to its end, anew for each token: half a
@@ -46,8 +39,10 @@ _BRACKET = re.compile(r"[\[\]()]")  # of a regex
 # Of JSON: a bracket or a string. A string that is not closed reaches to the end: else the search
 # would begin anew at each quote in it.
 _PART = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-# One space between the parts of a document, or none: a weak model would go on with spaces.
-_JSON: Any = {"lenient": False, "whitespace_pattern": " "}
+# One space between the parts of a document, or none, unless a schema says what: a weak model would
+# go on with spaces.
+_SPACES = {"whitespace_pattern": " "}
+_OF_SPACES = {"whitespace_pattern", "whitespace_flexible"}
 
 
 def grammar_of(constraint: Constraint) -> str:
@@ -83,7 +78,7 @@ def grammar_of(constraint: Constraint) -> str:
             raise ValueError(f"{rules} rules: at most {MAX_RULES}")
         _check_lexemes(text.split("\n"))
         for _, inside, _ in _schemas_in(text):
-            _check_content(inside)
+            schema_checks.check(inside)
         return LLMatcher.grammar_from_lark(f"{with_exact_formats(text)}\n{_NO_FORCING}")
     raise ValueError("is not a kind of constraint")
 
@@ -105,7 +100,8 @@ def _lark_of(schema: Any) -> str:
     no other can run."""
     options = schema.get("x-guidance", {})
     if isinstance(options, dict):
-        options = options | _JSON
+        spaces = {} if _OF_SPACES & options.keys() else _SPACES
+        options = {**spaces, **options}
     made = large_json.dumps({**schema, "x-guidance": options})
     return f"start: %json {made}\n{_NO_FORCING}"
 
@@ -124,7 +120,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
         raise ValueError("must be a JSON object, true or false")
     if schema is False:
         raise ValueError("is false, which nothing satisfies")
-    _check_content(schema)
+    schema_checks.check(schema)
     return schema
 
 
@@ -133,72 +129,6 @@ def _no_number(name: str) -> None:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=large_json.without_repeats, parse_constant=_no_number)
-
-
-def _check_content(schema: Any) -> None:
-    """Of a schema, by itself or in a grammar. Raises ValueError."""
-    _check_work(schema)
-    _check_strict(schema)
-
-
-def _check_work(schema: Any) -> None:
-    """What takes llguidance a time that grows faster than the text, and numbers that it dies of."""
-    patterns = 0
-    level: list[tuple[str, Any]] = [("", schema)]  # behind the keyword that it is a value of
-    while level:
-        inside: list[tuple[str, Any]] = []
-        for value_of, item in level:
-            if isinstance(item, dict):
-                found = item.get("patternProperties")
-                patterns += len(found) if isinstance(found, dict) else 0
-                _check_multiples(item)
-                for name in BOUNDS:
-                    _check_number(name, item.get(name))
-                inside.extend((key if key in VALUES else value_of, item[key]) for key in item)
-            elif isinstance(item, list):
-                inside.extend((value_of, one) for one in item)
-            elif value_of:
-                _check_number(value_of, item)
-        level = inside
-    if patterns > MAX_PATTERNS:
-        raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
-
-
-def _check_strict(schema: Any) -> None:
-    """A schema is honoured whole."""
-    own = schema.get("x-guidance") if isinstance(schema, dict) else None
-    for name in ("lenient", "coerce_one_of"):
-        if isinstance(own, dict) and own.get(name):
-            raise ValueError(f"x-guidance.{name}: what cannot be honoured is refused")
-
-
-def _check_number(name: str, value: Any) -> None:
-    """Where each whole number is a double."""
-    if isinstance(value, int | float) and not -MAX_NUMBER <= value <= MAX_NUMBER:
-        raise ValueError(f"{name}: {value}: must be between -{MAX_NUMBER} and {MAX_NUMBER}")
-
-
-def _check_multiples(schema: dict[str, Any]) -> None:
-    """Bound `multipleOf` over a schema and those that hold together with it: llguidance makes one
-    number of all of theirs."""
-    together = schema.get("allOf")
-    beside = together if isinstance(together, list) else []
-    values = [one.get("multipleOf") for one in (schema, *beside) if isinstance(one, dict)]
-    found = {v for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
-    if min(found, default=1) <= 0:
-        raise ValueError(f"multipleOf: {min(found)}: must be above 0")
-    if math.prod(map(_without_point, found)) > MAX_MULTIPLE:
-        told = " and ".join(map(str, sorted(found)))[:100]
-        raise ValueError(f"multipleOf: {told}: at most {MAX_MULTIPLE}, points left out")
-
-
-def _without_point(value: float) -> int:
-    """0.25 is 25, and so is 25."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return MAX_MULTIPLE + 1
-    _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
-    zeros = "0" * max(int(exponent), 0)
-    return int("".join(map(str, digits)) + zeros)
 
 
 def _schemas_in(grammar: str) -> Iterator[tuple[int, Any, int]]:
@@ -230,6 +160,8 @@ def _check_options(options: Any) -> None:
         if name not in _OPTIONS:
             known = ", ".join(_OPTIONS)
             raise ValueError(f"%llguidance: {name[:80]!r} is not supported; {known} are")
+        if name == "no_forcing" and options[name] is False:
+            raise ValueError("%llguidance: no_forcing: false: must be true, as it is if left out")
 
 
 def with_exact_formats(grammar: str) -> str:

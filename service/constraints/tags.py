@@ -11,10 +11,10 @@ _PRINTABLE = frozenset(range(0x21, 0x7F))  # every vocabulary spells these as th
 
 
 def tags_as_text(tokenizer: str) -> tuple[str, dict[bytes, int]]:
-    """A tokenizer.json whose tags stand among the words, and the id of each tag.
+    """A tokenizer.json with its tags among the ordinary tokens, and the id of each tag.
 
-    A tag is an added token that is not special, of printable ASCII. Words need no merges: the ids
-    stay, and a text is cut into other tokens where it has a tag.
+    A tag is an added token that is not special, of printable ASCII. Ordinary tokens need no merges,
+    so the ids stay; a text that contains a tag is split differently.
     """
     content: dict[str, Any] = json.loads(tokenizer)
     added = content.get("added_tokens") or []

@@ -24,8 +24,8 @@ class TextMatcher:
     """Implements `Matcher` for text from its first byte on."""
 
     def __init__(self, backend: LLMatcher, tokens: Tokens, lexer: object | None = None) -> None:
-        """lexer: stands for the lexer that llguidance's copies share. It is behind a lock, which
-        is held while a mask is made. None: one of its own."""
+        """lexer: identifies the lexer that llguidance's copies share; it is locked while a mask is
+        made. None: one of its own."""
         self.backend = backend
         self.tokens = tokens
         self.lexer = lexer or object()

@@ -1,8 +1,8 @@
-"""Thoughts before an answer: anything until they are closed, then the constraint.
+"""Reasoning before a constrained answer: anything until it is closed, then the constraint.
 
-Invariant: before the thoughts are closed no id that ends an output is allowed. What stands behind
-the closing tag within one token counts for the answer, but for whitespace; one token of line
-breaks may stand between them, as models write it.
+Invariant: before the reasoning is closed no id that ends an output is allowed. Text after the
+closing tag within the same token counts for the answer, except whitespace; one token of line breaks
+may come between them, as models write it.
 """
 
 import enum
@@ -13,7 +13,7 @@ from quire.engine.scheduling.matching import Matcher
 
 
 class Tokens(Protocol):
-    """What has to be known of a vocabulary. ends: the ids that end an output."""
+    """What must be known of a vocabulary. ends: the ids that end an output."""
 
     ends: frozenset[int]
     mask_bytes: int
@@ -32,7 +32,7 @@ class _State(enum.Enum):
 
 
 class AfterThoughts:
-    """Implements `Matcher`: `answer`'s, which begins behind the thoughts."""
+    """A `Matcher` that wraps `answer`, the matcher of what follows the reasoning."""
 
     def __init__(self, answer: Matcher, tokens: Tokens, constraint: Constraint) -> None:
         self._answer = answer

@@ -1,7 +1,7 @@
-"""What is answered once: health, the model, the server, its loads.
+"""The unary calls of the foreign contract: health, the model, the server, its loads.
 
-Invariant: what other clients do is told to operators alone, as over our own contract; no path of
-this machine is told to anybody.
+Invariant: what other clients do is shown to operators only, as over our own contract; paths of this
+machine are shown to nobody.
 """
 
 import datetime
@@ -20,7 +20,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class Answers:
-    """Of one server."""
+    """The unary calls of one server."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Answers:
         return self._engine.AbortResponse()
 
     async def model(self, _request: Any, _caller: Caller) -> Any:
-        """What is served. Raises Refusal."""
+        """The served model. Raises Refusal."""
         model = self.loaded().model
         info, generation = model.info, model.info.generation
         advised = {name: getattr(generation, name) for name in _SAMPLING}
@@ -77,7 +77,7 @@ class Answers:
         )
 
     async def server(self, _request: Any, caller: Caller) -> Any:
-        """How it runs. Raises Refusal."""
+        """How the server runs. Raises Refusal."""
         serving = self.loaded()
         info, stats = serving.model.info, serving.engine.stats()
         options = info.options
@@ -94,7 +94,7 @@ class Answers:
         )
 
     async def loads(self, request: Any, caller: Caller) -> Any:
-        """For operators. Raises Refusal."""
+        """The server's loads, for operators. Raises Refusal."""
         serving = self.loaded()
         serving.stats.allow_loads(operator=caller.operator)
         await serving.stats.turn(caller.client)

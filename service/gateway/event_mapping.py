@@ -1,7 +1,7 @@
 """Our events as the foreign contract's chunks and ends.
 
-Invariant: chunks hold what has come since the last one, and only where the caller streams; each
-index ends with one `complete`, which holds all of its ids.
+Invariant: chunks hold what has come since the last one, and only if the caller streams; each index
+ends with one `complete`, which holds all of its ids.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _REASONS = {
 
 @dataclass(slots=True)
 class _Index:
-    """What one has said so far."""
+    """What was sent for one index so far."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[pb.TokenLogprob] = field(default_factory=list)
@@ -31,7 +31,7 @@ class _Index:
 
 
 class EventMapping:
-    """Of one call."""
+    """The mapping of one call."""
 
     def __init__(self, protos: Protos, request: Any) -> None:
         """request: the foreign one."""
@@ -44,7 +44,7 @@ class EventMapping:
         self._started = pb.Started()
 
     def take(self, message: pb.GenerateResponse) -> Iterator[Any]:
-        """What there is to say of one event."""
+        """The messages for one event."""
         kind = message.WhichOneof("event")
         if kind == "started":
             self._started = message.started

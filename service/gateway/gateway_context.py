@@ -1,7 +1,7 @@
 """A call of the foreign contract in place of one of our own.
 
-Invariant: who calls, with which key and until when is what gRPC says; how it ends is raised as a
-Refusal, so that it is told in the foreign contract's names.
+Invariant: the caller, its key and its deadline are those that gRPC reports; the call's end is
+raised as a Refusal, so that it can be reported with the foreign contract's field names.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _NAMES = (  # ours, and the foreign contract's; the first that fits counts
 
 
 class GatewayContext(OtherContext):
-    """What the servicer asks of a call's context."""
+    """A call's context, as far as the servicer uses one."""
 
     def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         self._context = context
@@ -45,7 +45,7 @@ class GatewayContext(OtherContext):
         await self._context.send_initial_metadata(metadata)
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
-        """As OpenTelemetry names a gRPC server's."""
+        """Named as OpenTelemetry names a gRPC server's."""
         told: dict[str, str | int] = {
             "rpc.system": "grpc",
             "rpc.service": SERVICE,
@@ -56,7 +56,8 @@ class GatewayContext(OtherContext):
 
 
 def renamed(refusal: Refusal, grammar: str = "grammar") -> Refusal:
-    """The same, with fields as the foreign contract names them. grammar: what was given for one."""
+    """The same refusal with the foreign contract's field names. grammar: the foreign field that our
+    grammar came from."""
     if not refusal.violations:
         return refusal
     found = [Violation(_foreign(one.field, grammar), one.description) for one in refusal.violations]

@@ -1,9 +1,10 @@
-"""What happens to the cached blocks, in the foreign contract's batches.
+"""Events of the cached blocks in the foreign contract's batches.
 
 Invariant: a snapshot's chunks carry consecutive numbers that end at the number it was taken at,
-begin with a clearing, and list parents before their children; changes carry their own. A hash there
-has 64 bits: the first eight bytes of ours. A block's salt is told where it is not the salt of the
-subscriber's own prompts: so a gateway counts only on blocks that its requests can hit.
+begin with a clearing, and list parents before their children; changes carry their own numbers.
+Hashes there have 64 bits: the first eight bytes of ours. A block's salt is included if it differs
+from the salt of the subscriber's own prompts: so a gateway counts only on blocks that its requests
+can hit.
 """
 
 import itertools
@@ -26,7 +27,7 @@ _HASH = struct.Struct("<q")
 
 
 class KvStream:
-    """Of one subscriber."""
+    """The stream of one subscriber."""
 
     def __init__(self, protos: Protos, block_size: int, salt: bytes) -> None:
         """salt: of the subscriber's own prompts."""
@@ -35,7 +36,7 @@ class KvStream:
         self._salt = salt
         self._ids = itertools.count(1)
 
-    def told(self, batch: KvEvents) -> Iterator[Any]:
+    def messages(self, batch: KvEvents) -> Iterator[Any]:
         """The messages of one batch."""
         if batch.kind == SNAPSHOT:
             yield from self._snapshot(batch)

@@ -34,7 +34,7 @@ class OpenCall:
             self._task.cancel()
 
     def was_cut(self) -> bool:
-        """Whether a cancellation that has come is the abort's: it is taken back."""
+        """Whether a cancellation came from the abort; if so, it is undone."""
         return self.aborted and not self._task.uncancel()
 
     def end(self) -> None:
@@ -44,14 +44,14 @@ class OpenCall:
 
 
 class OpenCalls:
-    """Of one server."""
+    """The open calls of one server."""
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, str], set[OpenCall]] = {}
 
     @contextlib.contextmanager
     def call(self, client: str, request_id: str) -> Iterator[OpenCall]:
-        """This task's call, as long as the block lasts. Without an id nobody can abort it."""
+        """This task's call, for the duration of the block. Without an id nobody can abort it."""
         call, key = OpenCall(), (client, request_id)
         if request_id:
             self._calls.setdefault(key, set()).add(call)

@@ -9,7 +9,7 @@ SERVICE = "vllm.grpc.engine.VllmEngine"
 
 
 class Protos:
-    """Its two files, as modules."""
+    """The foreign contract's two generated modules."""
 
     def __init__(self) -> None:
         """Raises ConfigError."""

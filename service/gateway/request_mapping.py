@@ -25,7 +25,7 @@ _REFUSED = {
 _SEEDS = 1 << 64
 
 
-def asked(request: Any) -> pb.GenerateRequest:
+def to_generate_request(request: Any) -> pb.GenerateRequest:
     """Raises Refusal, naming the fields."""
     _check(request)
     ours = pb.GenerateRequest(request_id=request.request_id)

@@ -1,8 +1,8 @@
 """vllm.grpc.engine.VllmEngine: the foreign contract's calls, answered by our own servicer.
 
 Invariant: Generate is one call of our servicer, with its admission, limits, drain, counts and log;
-what is refused is refused there, and told in the foreign contract's names. A subscriber holds up
-no drain, and is bounded in what waits for it.
+refusals are made there, and reported with the foreign contract's field names. A subscriber does not
+delay a drain, and its queue is bounded.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ class GatewayServicer:
             yield chunk
 
     async def SubscribeKvEvents(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """What happens to the cached blocks, until the caller leaves. For operators."""
+        """Events of the cached blocks, until the caller leaves. For operators."""
         code = grpc.StatusCode.CANCELLED
         try:
             try:
@@ -161,18 +161,18 @@ class GatewayServicer:
             watching = serving.engine.watch_blocks(request.start_sequence_number)
             async with contextlib.aclosing(watching) as batches:
                 async for batch in batches:
-                    for message in stream.told(batch):
+                    for message in stream.messages(batch):
                         yield message
         finally:
             self._subscribers -= 1
 
 
 def _wanted(request: Any) -> Any:
-    """Of our own contract; Malformed, where it cannot be."""
+    """The request in our own contract; Malformed if that is impossible."""
     if isinstance(request, Malformed):
         return request
     try:
-        return request_mapping.asked(request)
+        return request_mapping.to_generate_request(request)
     except Refusal as refusal:
         return Malformed(refusal)
     except Exception as error:

@@ -1,11 +1,10 @@
 """A structural tag (JSON, as gateways write it for XGrammar) as a grammar.
 
-What can be said in one: const_string, json_schema, regex, sequence, or, tag, and a list of tags
-with a separator. Free text between tags, and tags set off by triggers, cannot: they are refused by
-name.
+Supported: const_string, json_schema, regex, sequence, or, tag, and a list of tags with a separator.
+Free text between tags, and tags set off by triggers, are not: they are refused by name.
 
-Invariant: a function of the text, each key of which acts or is refused; the grammar is one that the
-constraint's own checks judge.
+Invariant: a function of the text alone, each key of which has an effect or is refused; the grammar
+then passes the constraint's own checks.
 """
 
 import json
@@ -22,7 +21,7 @@ _MAX_JSON_DEPTH = 256  # of the whole text, schemas included
 
 
 def grammar_of(text: str) -> str:
-    """In the Lark form that llguidance reads. Raises Refusal, naming what cannot be."""
+    """The grammar in llguidance's Lark. Raises Refusal, naming what is not supported."""
     size = len(text.encode())
     if size > _MAX_BYTES:
         raise _fault("", f"{size} bytes: at most {_MAX_BYTES}")
@@ -117,7 +116,7 @@ class _Rules:
 
 
 def _check_keys(given: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    """where: the object's name with a point behind it, or nothing."""
+    """where: the object's name followed by a point, or nothing."""
     for name in given:
         if name not in known:
             raise _fault(f"{where}{name[:80]}", f"is not supported; {', '.join(known)} are")

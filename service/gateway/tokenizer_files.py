@@ -26,7 +26,7 @@ _FIRST_DAY = (1980, 1, 1, 0, 0, 0)
 
 
 def archive(directory: Path) -> bytes:
-    """A zip of those of the files that are there. Reads them: not for the event loop."""
+    """A zip of those of the files that exist. Reads them, so do not call it on the event loop."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as files:
         for name in _NAMES:

@@ -43,7 +43,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 @dataclass(frozen=True, slots=True)
 class ResolvedModel:
-    """Where a model's parts are."""
+    """The directories of a model's parts."""
 
     name: str  # what clients may ask for, unless another name is set
     engine_model: str  # a directory, or random:SHAPE
@@ -89,7 +89,7 @@ def _path(name: str) -> Path:
 
 
 def _of_the_hub(name: str, revision: str | None, *, weights: bool) -> Path:
-    """What cannot be run is refused before its weights are fetched."""
+    """Refuse what cannot be run before its weights are fetched."""
     kept = _kept_as(name, revision)
     settings = _fetch(kept, revision, SETTINGS)
     read_directory(settings)
@@ -102,8 +102,8 @@ def _of_the_hub(name: str, revision: str | None, *, weights: bool) -> Path:
 
 
 def _kept_as(name: str, revision: str | None) -> str:
-    """The name that the Hub's cache has a model under: of two that mean the same, the one asked for
-    unless only the other is there."""
+    """The name under which the Hub's cache has a model: of two names of one model, the requested
+    one unless only the other is there."""
     short = name.removeprefix(_FIRST_OWNER)
     if short not in _FIRST_NAMES:
         return name
@@ -120,7 +120,7 @@ def _kept_as(name: str, revision: str | None) -> str:
 
 
 def _hint(name: str) -> str:
-    """What may be meant by a name that nearly is one of those with a meaning of their own."""
+    """A suggestion for a name that is nearly one of the special ones."""
     begins, _, shape = name.partition(":")
     for own in (POCKET, RANDOM_PREFIX.rstrip(":")):
         if difflib.SequenceMatcher(None, begins.lower(), own).ratio() > 0.75:
@@ -163,7 +163,7 @@ def _verify(directory: Path) -> None:
 
 
 def _fetch(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
-    """Download what is not there yet (the library shows its progress on standard error)."""
+    """Download the missing files (the library shows its progress on standard error)."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (

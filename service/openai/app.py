@@ -137,7 +137,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
-    """Of the router: a path, or a method, that is not here."""
+    """The router's answer to a path or method that does not exist."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:

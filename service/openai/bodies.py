@@ -1,7 +1,7 @@
 """A request's body: bounded in size and time while it comes in, then strict JSON.
 
 Invariant: a body takes its turn with those of gRPC (see `intake`), so what strangers may have in
-memory is bounded for both faces together; nothing is parsed that is larger than it may be; what the
+memory is bounded for both APIs together; nothing is parsed that is larger than it may be; what the
 JSON says twice, or in numbers that are none, is refused.
 """
 
@@ -27,7 +27,7 @@ class Bodies:
         self._most = most
 
     async def read(self, request: Request, connection: str) -> bytes:
-        """connection: whose turn it takes. Raises Refusal."""
+        """Read a request's body. connection: whose turn it takes. Raises Refusal."""
         _check_type(request.headers.get("content-type", ""))
         _check_encoding(request.headers.get("content-encoding", ""))
         self._check_length(request.headers.get("content-length", "0"))

@@ -1,8 +1,8 @@
-"""The calls of one request: one, or one a prompt.
+"""The calls of one HTTP request: one, or one per prompt.
 
-Invariant: each passes all that a call has to pass and is counted as one; the first that fails ends
-the others. Events are taken one at a time, and a call whose event waits to be taken is not asked
-for more, so a slow reader gets larger messages, never a longer queue.
+Invariant: each passes all checks of a call and is counted as one; the first that fails ends the
+others. Events are taken one at a time, and a call whose event waits is not asked for more, so a
+slow reader gets larger messages, never a longer queue.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from quire.clients.openai.asked import Asked
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.service.errors import Refusal
 from quire.service.openai.http_context import HttpContext
 from quire.service.openai.problems import translated
@@ -23,19 +23,19 @@ Take = Callable[[pb.GenerateResponse], Awaitable[None]]
 
 
 class Calls:
-    """Of one request."""
+    """The calls of one request."""
 
     def __init__(
-        self, servicer: InferenceServicer, context: HttpContext, asked: Asked | Malformed
+        self, servicer: InferenceServicer, context: HttpContext, parsed: ParsedBody | Malformed
     ) -> None:
-        """asked: Malformed where the body does not say it."""
+        """parsed: Malformed if the body could not be read."""
         self._servicer = servicer
         self._context = context
-        self._asked = asked
+        self._parsed = parsed
         self._name = ""
-        if isinstance(asked, Asked) and asked.prompts > 1:
-            self._name = asked.requests[0].request_id or secrets.token_hex(16)
-            asked.name(self._name)
+        if isinstance(parsed, ParsedBody) and parsed.prompts > 1:
+            self._name = parsed.requests[0].request_id or secrets.token_hex(16)
+            parsed.name(self._name)
 
     @property
     def name(self) -> str:
@@ -44,11 +44,11 @@ class Calls:
 
     async def run(self, take: Take) -> None:
         """Returns when all have ended. Raises Refusal, in the body's words."""
-        if isinstance(self._asked, Malformed):
-            await self._run(self._asked, take)
+        if isinstance(self._parsed, Malformed):
+            await self._run(self._parsed, take)
             return
-        if self._asked.prompts == 1:
-            await self._one(self._asked, 0, take)
+        if self._parsed.prompts == 1:
+            await self._one(self._parsed, 0, take)
             return
         turn = asyncio.Lock()
 
@@ -56,18 +56,18 @@ class Calls:
             async with turn:
                 await take(message)
 
-        await _together([self._one(self._asked, i, in_turn) for i in range(self._asked.prompts)])
+        await _together([self._one(self._parsed, i, in_turn) for i in range(self._parsed.prompts)])
 
-    async def _one(self, asked: Asked, place: int, take: Take) -> None:
+    async def _one(self, parsed: ParsedBody, place: int, take: Take) -> None:
         async def placed(message: pb.GenerateResponse) -> None:
-            asked.place(message, place, self._name)
+            parsed.place(message, place, self._name)
             await take(message)
 
-        several = asked.prompts > 1
+        several = parsed.prompts > 1
         try:
-            await self._run(asked.requests[place], placed if several else take)
+            await self._run(parsed.requests[place], placed if several else take)
         except Refusal as refusal:
-            raise translated(refusal, asked.names(place)) from None
+            raise translated(refusal, parsed.names(place)) from None
 
     async def _run(self, request: pb.GenerateRequest | Malformed, take: Take) -> None:
         messages = self._servicer.Generate(request, cast(Any, self._context))
@@ -77,8 +77,8 @@ class Calls:
 
 
 async def _together(calls: list[Any]) -> None:
-    """Raises what the first to fail raises, when all have ended. Each is a task, which is what
-    the servicer cancels of a call whose client does not read."""
+    """Run all; when all have ended, raise the error of the first that failed. Each is a task, which
+    the servicer cancels if the client does not read."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""What /v1/models and /v1/models/NAME tell of the served model."""
+"""The served model as /v1/models and /v1/models/NAME describe it."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ Card = Mapping[str, object]
 
 
 def card(name: str, created: int, max_model_len: int) -> Card:
-    """As OpenAI's clients read it. created: Unix time, in seconds."""
+    """The model object that OpenAI's clients read. created: Unix time, in seconds."""
     return {
         "id": name,
         "object": "model",
@@ -25,8 +25,8 @@ def listing(model: Card) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [model]})
 
 
-def named(model: Card, asked: str) -> JSONResponse:
+def named(model: Card, name: str) -> JSONResponse:
     """The model of a name. Raises Refusal for another one's."""
-    if asked != model["id"]:
-        raise errors.unknown_model(asked, str(model["id"]))
+    if name != model["id"]:
+        raise errors.unknown_model(name, str(model["id"]))
     return JSONResponse(model)

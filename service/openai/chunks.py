@@ -1,7 +1,7 @@
-"""Answers that are streamed: each of the contract's events as chunks.
+"""Streamed answers: each of the contract's events as chunks.
 
-Invariant: an event's chunks say what it says and no more; the pieces of a choice joined are the
-whole answer's. A choice ends with one chunk that holds its `finish_reason`.
+Invariant: an event's chunks contain what the event does and no more; a choice's pieces joined are
+the same as in a whole answer. A choice ends with one chunk that holds its `finish_reason`.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from quire.clients.openai.asked import StreamUsage
+from quire.clients.openai.parsed_body import StreamUsage
 from quire.clients.openai.shapes import (
     FINISH,
     Head,
@@ -28,12 +28,13 @@ Chunk = dict[str, Any]
 
 
 def event(value: Chunk) -> bytes:
-    """As it is sent. In ASCII: some readers take other scripts' line ends for ends of lines."""
+    """A chunk as bytes. In ASCII: some readers take other scripts' line separators for line
+    ends."""
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 class Chunks:
-    """Of one call."""
+    """The chunks of one call."""
 
     def __init__(
         self, model: str, *, chat: bool, logprobs: bool, usage: StreamUsage, n: int
@@ -52,8 +53,8 @@ class Chunks:
         self._offsets: defaultdict[int, Offsets] = defaultdict(Offsets)  # by index
 
     def encoded(self, message: pb.GenerateResponse) -> bytes:
-        """The next event's chunks as they are sent. Of one with text alone, as nearly all are, only
-        the text is written anew."""
+        """The next event's chunks as bytes. For an event with text alone, which nearly all are,
+        only the text is encoded anew."""
         delta = message.delta
         more = self._with_logprobs or self._usage is StreamUsage.EACH
         if not delta.text or more or delta.reasoning or delta.tool_calls:
@@ -80,7 +81,7 @@ class Chunks:
                 yield self._chunk(message.finished.index, "", finish)
 
     def last(self) -> Iterator[Chunk]:
-        """What follows the last choice's end."""
+        """The chunks after the last choice's end."""
         if self._usage is not StreamUsage.NONE:
             yield self._head.object([]) | {"usage": self._tally.usage()}
 

@@ -1,8 +1,10 @@
 """One connection: uvicorn's, with bounds before a request is known.
 
 Invariant: a client that has not sent its headers within HEADER_SECONDS is cut off, even if it is
-still sending them; so is one that does not read. Headers are bounded in size; there are at most
-`most` connections. Where a request names its host in its target, the header says the same.
+still sending them; so is one that does not read, and one whose body comes in tiny chunks: to read
+each takes the event loop as long as a large one. Headers are bounded in size, however many come at
+once; there are at most `most` connections. Where a request names its host in its target, the header
+says the same.
 """
 
 import functools
@@ -24,18 +26,41 @@ log = logging.getLogger("quire.service")
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 75  # that a connection may rest between two requests
 MAX_HEADER_BYTES = 16 << 10
+MANY_CHUNKS, CHUNK_BYTES = 1024, 128  # of a body: so many, and one more for so many bytes
 _ABSOLUTE = re.compile(rb"(?i:https?)://(?P<host>[^/]*)(?P<path>.*)")
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+class _Http(h11.Connection):
+    """What a client says. Counts the chunks of a body, where it comes in chunks."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+        self._chunks = self._bytes = 0
+
+    def next_event(self) -> Any:
+        """See h11."""
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += event.chunk_start
+            self._bytes += len(event.data)
+            if self._chunks > MANY_CHUNKS + self._bytes // CHUNK_BYTES:
+                told = f"{self._chunks} chunks for {self._bytes} bytes of a body"
+                raise h11.RemoteProtocolError(told)
+        elif isinstance(event, h11.EndOfMessage):
+            self._chunks = self._bytes = 0
+        return event
+
+
 class Connection(H11Protocol):
-    """`since`: when what is awaited began to be awaited; None while a request is answered, or
+    """`since`: when the server began to wait for the client; None while a request is answered, or
     before the next one has begun."""
 
     def __init__(self, config: Config, state: ServerState, most: int, clock: Any) -> None:
         """clock: seconds, of any beginning."""
         super().__init__(config, state, {}, _loop=None)
+        self.conn = _Http()
         self.app = functools.partial(_with_connection, self.app, self)
         self._most = most
         self._clock = clock
@@ -59,11 +84,15 @@ class Connection(H11Protocol):
             self.timeout_keep_alive_task = None
 
     def data_received(self, data: bytes) -> None:
-        """As much as came; a request's headers may be whole now. A body that nobody has asked for
-        stays with the network."""
+        """Take what has arrived; a request's headers may be complete now. A body that is not being
+        read is left to the network's buffers. h11 gets at most as many bytes at once as headers may
+        have: it would parse all that is there before it checks their size."""
         if self.since is None and not self._busy:
             self.since = self._clock()
-        super().data_received(data)
+        for start in range(0, len(data), MAX_HEADER_BYTES):
+            super().data_received(data[start : start + MAX_HEADER_BYTES])
+            if self.transport.is_closing():
+                return
         if self._busy and self.cycle.more_body:
             self.flow.pause_reading()
 
@@ -76,25 +105,25 @@ class Connection(H11Protocol):
             self.since = None
 
     def _is_begun(self) -> bool:
-        """Whether something of a request is here behind empty lines, which RFC 9112 (2.2) passes
-        over. h11 refuses them, and has no way to take back what it was given: another goes on."""
+        """Whether a request has begun after empty lines, which RFC 9112 (2.2) says to skip. h11
+        refuses them and cannot take input back, so a new h11 connection continues."""
         here, _ = self.conn.trailing_data
         rest = here.lstrip(b"\r\n")
         if len(rest) < len(here):
-            self.conn = h11.Connection(h11.SERVER, MAX_HEADER_BYTES)
+            self.conn = _Http()
             if rest:  # else h11 would take it for the connection's end
                 self.conn.receive_data(rest)
         return bool(rest)
 
     def on_response_complete(self) -> None:
-        """The next request may come; what is here of it counts from now on."""
+        """The next request may begin; what has already arrived of it counts from now on."""
         rest = bool(self.conn.trailing_data[0])
         self.since = self._clock() if rest else None
         super().on_response_complete()
 
     def cut_off_if_slow(self, now: float, seconds: float, stall: float) -> None:
-        """Whoever has been awaited for so long, or has read nothing for `stall` seconds (0: any
-        time) of what was written."""
+        """Close the connection of a client that has kept the server waiting for this long, or has
+        read nothing for `stall` seconds (0: any time) of what was written."""
         unread = self.transport.get_write_buffer_size()
         before, since = self._unread
         if not unread or unread != before:
@@ -113,7 +142,8 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP: an error of OpenAI's shape, if an answer has not begun."""
+        """Answer input that is no HTTP with an error of OpenAI's shape, if an answer has not
+        begun."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self._busy:
             self.transport.abort()
             return
@@ -142,8 +172,8 @@ async def _with_connection(
 
 
 def _origin_form(scope: Scope) -> Scope:
-    """Of a request in absolute form, which proxies are sent: its target's host is what counts (RFC
-    9112, 3.2.2)."""
+    """A request in absolute form, as sent to proxies, in origin form: the host of its target is the
+    one that counts (RFC 9112, 3.2.2)."""
     target = _ABSOLUTE.fullmatch(scope["raw_path"])
     if target is None:
         return scope

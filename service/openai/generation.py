@@ -6,14 +6,16 @@ from typing import Any
 from starlette.requests import Request
 
 from quire.clients.openai import chat, completions
-from quire.clients.openai.asked import Asked
+from quire.clients.openai.parsed_body import ParsedBody
+from quire.service.errors import invalid_field
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_reader import RequestReader
+from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 
 GENERATE = "/quire.v1.InferenceService/Generate"
-Read = Callable[[dict[str, Any], str], Asked]
+Read = Callable[[dict[str, Any], str], ParsedBody]
 
 
 class Generation:
@@ -37,7 +39,13 @@ class Generation:
     async def _reply(self, request: Request, read: Read, *, is_chat: bool) -> Any:
         context = request.scope["context"]
         name = context.headers.get("x-request-id", "")
-        asked = await self._reader.read(request, GENERATE, lambda values: read(values, name))
+        parsed = await self._reader.read(request, GENERATE, lambda values: read(values, name))
+        if isinstance(parsed, ParsedBody) and parsed.prompts > 1:
+            n, max_tokens = parsed.each, parsed.requests[0].sampling.max_tokens
+            most, limit = self._servicer.access.most_at_once(n, max_tokens)
+            if parsed.prompts > most:
+                why = f"{parsed.prompts} prompts with n = {n}: at most {most} at once: {limit}"
+                parsed = Malformed(invalid_field("prompt", why))
         return Reply(
-            self._servicer, context, asked, model=self._model, chat=is_chat, budget=self._budget
+            self._servicer, context, parsed, model=self._model, chat=is_chat, budget=self._budget
         )

@@ -1,7 +1,7 @@
 """One HTTP request in place of a gRPC context: who calls, with which headers.
 
 Invariant: clients are known by the names that they have over gRPC (their key, their certificate,
-their address), so limits, shares and logs see one client, whichever face it uses.
+their address), so limits, shares and logs see one client, whichever API it uses.
 """
 
 import ssl
@@ -19,7 +19,7 @@ Certificate = Mapping[str, tuple[bytes, ...]]
 
 
 class HttpContext(OtherContext):
-    """What the servicer asks of a call's context."""
+    """An HTTP request in place of a gRPC context, as far as the servicer uses one."""
 
     def __init__(self, scope: Scope) -> None:
         self._client: tuple[str, int] | None = scope.get("client")
@@ -28,7 +28,7 @@ class HttpContext(OtherContext):
             (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
         )
         self.headers = dict(self._metadata)
-        self._asked = {name: str(scope[name]) for name in ("method", "path", "scheme")}
+        self._request_line = {name: str(scope[name]) for name in ("method", "path", "scheme")}
         self.status = 0  # once an answer was begun
         self.request_id = ""  # once the call was accepted
 
@@ -63,15 +63,16 @@ class HttpContext(OtherContext):
         return None
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
-        """As OpenTelemetry names an HTTP server's; of an answer not begun the status to come."""
-        method, path = self._asked["method"], self._asked["path"]
+        """Named as OpenTelemetry names an HTTP server's. If the answer has not begun, with the
+        status to come."""
+        method, path = self._request_line["method"], self._request_line["path"]
         status = self.status or (200 if code is grpc.StatusCode.OK else status_of(code.name, ""))
         told: dict[str, str | int] = {
             "http.request.method": method,
             "http.route": path,
             "http.response.status_code": status,
             "url.path": path,
-            "url.scheme": self._asked["scheme"],
+            "url.scheme": self._request_line["scheme"],
             "network.protocol.name": "http",
         }
         return f"{method} {path}", told

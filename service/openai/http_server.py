@@ -1,8 +1,8 @@
-"""The port: connections in the server's own event loop, TLS by the files in force, the end.
+"""The HTTP port: connections in the server's own event loop, TLS, and shutdown.
 
-Invariant: every handshake uses the certificate and the clients' authorities of the moment; what is
-slow to say what it wants is cut off; `stop` waits for answers that are being written, and for
-nothing else, and not for long.
+Invariant: every handshake uses the certificate and the clients' authorities in force; clients that
+are slow to send a request are disconnected; `stop` waits only for answers that are being written,
+and not for long.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from quire.service.security.tls import TLSMaterial
 HANDSHAKE_SECONDS = 10.0
 STOP_SECONDS = 1.0  # that answers get to be written at the end
 LOOK_SECONDS = 1.0
-_AFTER_THE_CALL = 5.0  # a call that nobody reads is ended first, and accounted for
+_AFTER_THE_CALL = 5.0  # beyond the call's own limit, so that the call is ended first, and counted
 Clock = Callable[[], float]
 
 
@@ -99,7 +99,7 @@ class HttpServer:
         return self._state.connections
 
     async def stop(self) -> None:
-        """Close the port, write what is nearly written, and close the connections."""
+        """Close the port, finish answers that are nearly written, and close the connections."""
         for server in self._servers:
             server.close()
         if self._looking is not None:

@@ -18,7 +18,7 @@ MAX_ALL = 1 << 20
 
 
 class LogprobBudget:
-    """Of one server."""
+    """The budget of one server."""
 
     def __init__(self, each: int = MAX_EACH, together: int = MAX_ALL) -> None:
         self._each = each
@@ -54,12 +54,12 @@ class LogprobBudget:
 
 
 class Share:
-    """What one answer holds."""
+    """The part of it that one answer holds."""
 
     def __init__(self, budget: LogprobBudget) -> None:
         self._budget = budget
         self.held = 0
 
     def take(self, entries: int) -> None:
-        """So many more."""
+        """Take this many more."""
         self._budget.take(self, entries)

@@ -1,6 +1,6 @@
-"""Refusals as HTTP has them: a status, and an error of the shape that OpenAI's clients read.
+"""Refusals over HTTP: a status, and an error of the shape that OpenAI's clients read.
 
-Invariant: the words are those that a gRPC client is told; only the fields have HTTP's names.
+Invariant: the messages are the same as over gRPC; only the fields have HTTP's names.
 """
 
 import json
@@ -23,7 +23,7 @@ _RETRY_SECONDS = 1.0  # where nothing better is known: the server is loading or 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An answer that refuses. headers: beside the content's type."""
+    """A response that refuses a request. headers: beside Content-Type."""
 
     status: int
     error: Mapping[str, Any]
@@ -53,7 +53,7 @@ def response(refusal: Refusal) -> Response:
 
 
 def translated(refusal: Refusal, names: Names) -> Refusal:
-    """The same refusal, as a client of HTTP reads it."""
+    """The same refusal with the field names of an HTTP client."""
     if not refusal.violations:
         return refusal
     faults = names.faults(refusal.violations)
@@ -140,7 +140,7 @@ def not_json(content_type: str) -> Refusal:
 
 
 def not_utf8(content_type: str) -> Refusal:
-    """Of a body that may be JSON."""
+    """For a body that is not UTF-8, but otherwise might be JSON."""
     return Refusal(
         _Code.INVALID_ARGUMENT,
         f"content-type: {show(content_type)}: the charset must be utf-8",
@@ -149,7 +149,7 @@ def not_utf8(content_type: str) -> Refusal:
 
 
 def compressed(encoding: str) -> Refusal:
-    """Of a body."""
+    """For a compressed body."""
     return Refusal(
         _Code.INVALID_ARGUMENT,
         f"content-encoding: {show(encoding)}: bodies are taken as they are",

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from quire.clients.openai.answers import Answer
-from quire.clients.openai.asked import Asked
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.service.errors import Refusal
 from quire.service.openai.calls import Calls
 from quire.service.openai.chunks import DONE, Chunks, event
@@ -39,15 +39,15 @@ class Reply:
         self,
         servicer: InferenceServicer,
         context: HttpContext,
-        asked: Asked | Malformed,
+        parsed: ParsedBody | Malformed,
         *,
         model: str,
         chat: bool,
         budget: LogprobBudget,
     ) -> None:
-        """asked: Malformed where the body could not be read."""
-        self._calls = Calls(servicer, context, asked)
-        self._asked = Asked(()) if isinstance(asked, Malformed) else asked
+        """parsed: Malformed if the body could not be read."""
+        self._calls = Calls(servicer, context, parsed)
+        self._parsed = ParsedBody(()) if isinstance(parsed, Malformed) else parsed
         self._model = model
         self._chat = chat
         self._budget = budget
@@ -63,13 +63,13 @@ class Reply:
                 scope["connection"].abort()
 
     async def _answer(self, send: Send, disconnect: "DisconnectWatcher") -> None:
-        if self._asked.stream:
+        if self._parsed.stream:
             await self._stream(send, disconnect)
         else:
             await self._whole(send, disconnect)
 
     async def _whole(self, send: Send, disconnect: "DisconnectWatcher") -> None:
-        answer = Answer(self._model, self._asked, chat=self._chat)
+        answer = Answer(self._model, self._parsed, chat=self._chat)
         with self._budget.share() as share:
 
             async def take(message: pb.GenerateResponse) -> None:
@@ -89,13 +89,13 @@ class Reply:
         await send_whole(send, 200, [_JSON, *self._named()], body)
 
     async def _stream(self, send: Send, disconnect: "DisconnectWatcher") -> None:
-        asked, begun = self._asked, False
+        parsed, begun = self._parsed, False
         chunks = Chunks(
             self._model,
             chat=self._chat,
-            logprobs=asked.logprobs,
-            usage=asked.usage,
-            n=asked.choices,
+            logprobs=parsed.logprobs,
+            usage=parsed.usage,
+            n=parsed.choices,
         )
 
         async def take(message: pb.GenerateResponse) -> None:

@@ -43,7 +43,7 @@ class AllowedHosts:
 
 
 class RequestGuard:
-    """Of one server."""
+    """The guard of one server."""
 
     def __init__(
         self, hosts: AllowedHosts, authenticator: Authenticator, call_guard: CallGuard

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class RequestReader:
-    """Of one server."""
+    """The reader of one server."""
 
     def __init__(self, guard: RequestGuard, bodies: Bodies, workers: PromptWorkers) -> None:
         self._guard = guard

@@ -42,17 +42,17 @@ class Tokens:
 
     async def _told(self, request: Request, method: str, read: Callable[[Any], T]) -> Any:
         def checked(values: dict[str, Any]) -> T:
-            asked = read(values)
+            parsed = read(values)
             model = values.get("model")
             if model and model != self._model:
                 raise errors.unknown_model(model, self._model)
-            return asked
+            return parsed
 
-        asked = await self._reader.read(request, _SERVICE + method, checked)
+        parsed = await self._reader.read(request, _SERVICE + method, checked)
         try:
             call = getattr(self._servicer, method)
-            return await call(asked, cast(Any, request.scope["context"]))
+            return await call(parsed, cast(Any, request.scope["context"]))
         except Refusal as refusal:
-            if isinstance(asked, Malformed):
+            if isinstance(parsed, Malformed):
                 raise
             raise translated(refusal, _NAMES[method]) from None

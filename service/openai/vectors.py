@@ -1,7 +1,7 @@
-"""/v1/embeddings and /v1/rerank: the calls Embed and Score, as OpenAI's, Jina's and Cohere's
-clients ask for them.
+"""/v1/embeddings and /v1/rerank: Embed and Score in the form that OpenAI's, Jina's and Cohere's
+clients use.
 
-Invariant: a client that leaves cancels the call, whose texts leave the engine with it.
+Invariant: a client that disconnects cancels the call, whose texts then leave the engine.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from quire.clients.openai.vectors import (
     RERANK_NAMES,
-    EmbeddingsAsked,
-    RerankAsked,
+    EmbeddingsBody,
+    RerankBody,
     read_embeddings,
     read_rerank,
 )
@@ -30,7 +30,7 @@ from quire.service.rpc.servicer import InferenceServicer
 _SERVICE = "/quire.v1.InferenceService/"
 _JSON = (b"content-type", b"application/json")
 _MANY = 1 << 14  # numbers of an answer that is better written on another thread
-Asked = TypeVar("Asked", EmbeddingsAsked, RerankAsked)
+Body = TypeVar("Body", EmbeddingsBody, RerankBody)
 
 
 class Vectors:
@@ -51,31 +51,31 @@ class Vectors:
         return await self._reply(request, "Score", read_rerank)
 
     async def _reply(
-        self, request: Request, method: str, read: Callable[[dict[str, Any], str], Asked]
+        self, request: Request, method: str, read: Callable[[dict[str, Any], str], Body]
     ) -> Any:
         context = request.scope["context"]
         name = context.headers.get("x-request-id", "")
-        asked = await self._reader.read(request, _SERVICE + method, lambda body: read(body, name))
+        parsed = await self._reader.read(request, _SERVICE + method, lambda body: read(body, name))
         call = getattr(self._servicer, method)
 
         async def answer() -> bytes:
-            if isinstance(asked, Malformed):
-                await call(asked, cast(Any, context))
+            if isinstance(parsed, Malformed):
+                await call(parsed, cast(Any, context))
                 raise AssertionError("it is refused")
-            told = await call(asked.request, cast(Any, context))
+            told = await call(parsed.request, cast(Any, context))
 
             def written() -> bytes:
-                return json.dumps(asked.answer(told, self._model), separators=(",", ":")).encode()
+                return json.dumps(parsed.answer(told, self._model), separators=(",", ":")).encode()
 
             values = sum(len(one.values) for one in getattr(told, "embeddings", ()))
             return await asyncio.to_thread(written) if values > _MANY else written()
 
-        names = asked.names if isinstance(asked, EmbeddingsAsked) else RERANK_NAMES
+        names = parsed.names if isinstance(parsed, EmbeddingsBody) else RERANK_NAMES
         return _Whole(context, answer, lambda refusal: translated(refusal, names))
 
 
 class _Whole:
-    """An ASGI application that answers one request with what `answer` gives."""
+    """An ASGI application that answers one request with what `answer` returns."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The application as Ray Serve takes it: engines behind an ingress."""
+"""The application for Ray Serve: engines behind an ingress."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _MAX_ONGOING = 1 << 20  # calls: whether one may wait is the replica's own affai
 
 
 def application(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> Any:
-    """Engines behind an ingress. kind: of the replicas."""
+    """The engines behind an ingress. kind: the replicas' class."""
     router = RequestRouterConfig(request_router_class=PrefixRouter)
     most = plan.max_replicas or plan.replicas
     options: dict[str, Any] = {
@@ -36,10 +36,10 @@ def application(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> Any:
     else:
         options["num_replicas"] = plan.replicas
     engines = serve.deployment(kind, **options).bind(plan)
-    face = serve.deployment(
+    ingress = serve.deployment(
         Ingress,
         name="ingress",
         max_ongoing_requests=_MAX_ONGOING,
         ray_actor_options={"num_cpus": 0},
     )
-    return face.bind(plan, engines)
+    return ingress.bind(plan, engines)

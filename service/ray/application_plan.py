@@ -1,4 +1,4 @@
-"""What an application consists of: plain values, checked before Ray is asked for anything."""
+"""The parts of an application as plain values, checked before Ray is used."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from quire.engine.errors import ConfigError
 from quire.service.settings import Settings, listed, read_settings
 
-_OWN = {  # of a replica's server, which stands behind Ray's proxies
+_OWN = {  # set for a replica's server, which is behind Ray's proxies
     "port": 0,
     "http_port": 0,
     "host": "127.0.0.1",
@@ -84,7 +84,7 @@ class Plan:
         return cls(**values)
 
     def settings(self) -> Settings:
-        """What each replica's server runs with. Raises ConfigError."""
+        """The settings of each replica's server. Raises ConfigError."""
         file = Path(self.config) if self.config else None
         named = {"model": self.model, **_OWN}
         settings = read_settings(named, {}, file)
@@ -105,7 +105,7 @@ class Plan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the OpenAI API."""
+        """The model names that the OpenAI API accepts."""
         return listed(self.http_names)
 
 

@@ -1,4 +1,4 @@
-"""How a call of a replica ended other than well: as values, and as refusals."""
+"""How a replica's call failed: as values, and as refusals."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -14,19 +14,19 @@ End: TypeAlias = tuple[str, str, tuple[tuple[str, str | bytes], ...]]
 
 
 def end_of(refusal: Refusal) -> End:
-    """As the replica's server would have sent it."""
+    """A refusal as the replica's server would have sent it."""
     return refusal.code.name, clip(refusal.message), refusal.trailers()
 
 
 def error_of(end: End) -> grpc.aio.AioRpcError:
-    """What a client of that server would have seen."""
+    """The error that a client of that server would have seen."""
     name, words, trailers = end
     metadata = grpc.aio.Metadata(*trailers)
     return grpc.aio.AioRpcError(grpc.StatusCode[name], grpc.aio.Metadata(), metadata, words)
 
 
 def refusal_of(error: CallError) -> Refusal:
-    """The same as a server of ours says it."""
+    """The same as a Refusal of a server of ours."""
     details = error.details
     return Refusal(
         error.code,

@@ -1,9 +1,9 @@
-"""Cancels calls that Ray's gRPC proxy drops without a word.
+"""Cancels calls that Ray's gRPC proxy drops silently.
 
-If a caller leaves while a message is on its way to them, the proxy notices it as it writes. It then
+If a caller leaves while a message is on its way to it, the proxy notices when it writes. It then
 forgets the replica's stream, which would run to its end for nobody.
 
-Invariant: what has ended, or was cancelled, is left alone.
+Invariant: calls that have ended or were cancelled are left alone.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
-"""What Ray's proxies hand calls to: quire.v1's methods by name, and the OpenAI API.
+"""The ingress that Ray's proxies pass calls to: quire.v1's methods by name, and the OpenAI API.
 
-Invariant: an ingress holds no engine and decides nothing about a call but where it goes. Over gRPC
-a status keeps its code and its words; its rich details end here, since Ray's proxy sends trailers
-with messages alone. A caller that leaves, or whose deadline passes, is cancelled by Ray, and so is
-the replica's call; the deadline itself is not told to us.
+Invariant: an ingress holds no engine and decides only where a call goes. Over gRPC a status keeps
+its code and message; its rich details end here, since Ray's proxy sends trailers only with
+messages. If a caller leaves, or its deadline passes, Ray cancels the call, and so the replica's
+call; the deadline itself is not passed on to us.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from quire.service.errors import Refusal, clip
 from quire.service.ray.application_plan import Plan
-from quire.service.ray.openai_face import OpenAIFace
+from quire.service.ray.openai_frontend import OpenAIFrontend
 from quire.service.ray.streams import Streams
 from quire.v1 import inference_pb2 as pb
 
@@ -27,7 +27,7 @@ class Ingress:
     def __init__(self, plan: Plan, engines: Any) -> None:
         """engines: the handle of their deployment."""
         self._streams = Streams(engines)
-        self._openai = OpenAIFace(self._streams, plan)
+        self._openai = OpenAIFrontend(self._streams, plan)
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: Any
@@ -39,37 +39,37 @@ class Ingress:
                 yield message
 
     async def Stats(self, request: pb.StatsRequest, grpc_context: Any) -> pb.StatsResponse:
-        """Of one replica."""
+        """The Stats of one replica."""
         return await self._ask("Stats", request, pb.StatsResponse, grpc_context)
 
     async def GetModelInfo(
         self, request: pb.GetModelInfoRequest, grpc_context: Any
     ) -> pb.GetModelInfoResponse:
-        """Of one replica; they serve the same."""
+        """The answer of one replica; all serve the same."""
         return await self._ask("GetModelInfo", request, pb.GetModelInfoResponse, grpc_context)
 
     async def Tokenize(self, request: pb.TokenizeRequest, grpc_context: Any) -> pb.TokenizeResponse:
-        """By one replica."""
+        """Answered by one replica."""
         return await self._ask("Tokenize", request, pb.TokenizeResponse, grpc_context)
 
     async def Detokenize(
         self, request: pb.DetokenizeRequest, grpc_context: Any
     ) -> pb.DetokenizeResponse:
-        """By one replica."""
+        """Answered by one replica."""
         return await self._ask("Detokenize", request, pb.DetokenizeResponse, grpc_context)
 
     async def Embed(self, request: pb.EmbedRequest, grpc_context: Any) -> pb.EmbedResponse:
-        """By one replica."""
+        """Answered by one replica."""
         return await self._ask("Embed", request, pb.EmbedResponse, grpc_context)
 
     async def Score(self, request: pb.ScoreRequest, grpc_context: Any) -> pb.ScoreResponse:
-        """By one replica."""
+        """Answered by one replica."""
         return await self._ask("Score", request, pb.ScoreResponse, grpc_context)
 
     async def FlushCache(
         self, request: pb.FlushCacheRequest, grpc_context: Any
     ) -> pb.FlushCacheResponse:
-        """Of one replica: ask as often as there are, or each by itself."""
+        """Flushes one replica: call it as often as there are replicas, or each directly."""
         return await self._ask("FlushCache", request, pb.FlushCacheResponse, grpc_context)
 
     async def __call__(self, request: Any) -> Any:

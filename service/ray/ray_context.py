@@ -17,7 +17,7 @@ _FORWARDED = ("authorization", "traceparent", "tracestate")
 
 
 class RayContext(OtherContext):
-    """What the servicer asks of a call's context."""
+    """A call's context, as far as the servicer uses one."""
 
     def __init__(self, method: str, metadata: Pairs) -> None:
         """metadata: the caller's, all of it."""
@@ -44,5 +44,5 @@ class RayContext(OtherContext):
         """The call was accepted, as `started` says too."""
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
-        """As of a call that came over gRPC."""
+        """As for a call over gRPC."""
         return grpc_span(code, self._method)

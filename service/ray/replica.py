@@ -1,9 +1,9 @@
-"""One engine: a whole server, whose calls come by Ray and not by its port.
+"""One engine as a Ray replica: a whole server, whose calls arrive through Ray instead of a port.
 
-Invariant: what a call passes is what any call passes: keys (by the caller's own metadata), limits,
-queue, drain, counts, log. How it ended goes back as a value, since Ray has no statuses: the code,
-the words, and the trailers with the rich details. An engine that died fails the health check, and
-Ray starts another.
+Invariant: a call passes everything that any call passes: keys (from the caller's own metadata),
+limits, queue, drain, counts, log. How it ended is returned as a value, since Ray has no statuses:
+the code, the message, and the trailers with the rich details. An engine that died fails the health
+check, and Ray starts another.
 """
 
 import asyncio

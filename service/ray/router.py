@@ -17,7 +17,7 @@ from quire.service.ray.ranking import ranked
 
 
 class PrefixRouter(RequestRouter):  # type: ignore[misc]
-    """Of one deployment, in each process that calls it."""
+    """The router of one deployment, in each process that calls it."""
 
     def initialize_state(self, **_options: Any) -> None:
         """Ray calls it once."""
@@ -61,6 +61,6 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]
 
 
 def keys_in(pending_request: Any) -> PromptKeys | None:
-    """Of a generating call; None: another."""
+    """The prompt's keys of a generating call; None for any other call."""
     given = pending_request.kwargs.get("keys")
     return None if given is None else PromptKeys(given[0], tuple(given[1]))

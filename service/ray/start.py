@@ -1,7 +1,7 @@
 """How `quire ray` starts the application on this machine, in a Ray of its own.
 
-Invariant: nothing is asked of Ray, nor imported of it, before it is kept on this machine: it reads
-its environment when it is imported.
+Invariant: Ray is neither used nor imported before it is restricted to this machine: it reads its
+environment when it is imported.
 """
 
 import logging
@@ -62,7 +62,7 @@ def prepare_worker() -> None:
 
 
 def run_forever(plan: Plan, kind: type[EngineReplica] = EngineReplica) -> int:
-    """Until SIGINT or SIGTERM. One line on standard output says when it is ready."""
+    """Run until SIGINT or SIGTERM. One line on standard output says when it is ready."""
     asked = threading.Event()
     _end_by(asked)
     start(plan, kind)

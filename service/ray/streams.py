@@ -17,7 +17,7 @@ from quire.clients.errors import CallError
 from quire.clients.replicas.addresses import Address
 from quire.clients.replicas.affinity import keys_of
 from quire.clients.replicas.async_stream_loop import OnlyMessages, StreamIterator, task_is_cancelled
-from quire.clients.replicas.budget import Budget
+from quire.clients.replicas.budget import RetryBudget
 from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.fleet import Fleet
 from quire.clients.replicas.policy import PREFIX, ReplicaPolicy
@@ -33,7 +33,7 @@ _GONE = (RayError, RayServeException, grpc.aio.AioRpcError)  # the last of Ray's
 
 
 class _Everywhere:
-    """In place of a lookup of names: Ray knows where its replicas are."""
+    """Takes the place of a name look-up: Ray knows where its replicas are."""
 
     def refresh(self, update: Any) -> None:
         """Nothing changes."""
@@ -43,7 +43,7 @@ class _Everywhere:
 
 
 class Streams:
-    """Of one ingress."""
+    """The streams of one ingress."""
 
     def __init__(self, engines: Any) -> None:
         """engines: the handle of their deployment."""
@@ -52,7 +52,7 @@ class Streams:
         policy, retry = ReplicaPolicy(), RetryPolicy()
         fleet = Fleet(PREFIX)
         fleet.update([Address("replicas", "replicas", 1)])
-        budget = Budget(policy.budget, policy.budget_per_call, policy.budget_per_second)
+        budget = RetryBudget(policy.budget, policy.budget_per_call, policy.budget_per_second)
         lookup = cast(Any, _Everywhere())
         self._shared = SharedState(policy, retry, fleet, budget, lookup, time.monotonic)
 

@@ -1,7 +1,7 @@
-"""How a request's answers are read: what it asks for, what its tools and the model allow.
+"""How a request's answers are parsed: by what it asks for, its tools and the model.
 
-Invariant: calls are read only where the model was shown tools by this request, or where the client
-has rendered the prompt itself and asked for it. What cannot be read is refused, never left out.
+Invariant: tool calls are parsed only if this request showed the model tools, or if the client
+rendered the prompt itself and asked for parsing. What cannot be parsed is refused, never ignored.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ _NONE, _REQUIRED = pb.TOOL_CHOICE_MODE_NONE, pb.TOOL_CHOICE_MODE_REQUIRED
 
 
 def family_of(option: str, chat: ChatTemplate | None) -> Family | None:
-    """Of a model's template. option: as in ServiceConfig.output_parser."""
+    """The family of a model's template. option: as in ServiceConfig.output_parser."""
     if chat is None:
         return families.choose(option, {}, lambda _messages, _tools: None)
 
@@ -34,7 +34,7 @@ def family_of(option: str, chat: ChatTemplate | None) -> Family | None:
 
 
 def shows_tools(chat: pb.Chat) -> bool:
-    """Whether the model is told of tools."""
+    """Whether the model is shown the tools."""
     return bool(chat.tools) and chat.tool_choice.mode != _NONE
 
 
@@ -94,7 +94,7 @@ def _check_parallel(request: pb.GenerateRequest, family: Family | None, faults: 
 
 
 def _parses(request: pb.GenerateRequest, family: Family | None) -> bool:
-    """Whether the output is to be parsed, by what is asked or else by default."""
+    """Whether the output is to be parsed: as the request says, or by default."""
     if family is None or request.ids_only:
         return False
     if request.HasField("parse_output"):
@@ -105,7 +105,8 @@ def _parses(request: pb.GenerateRequest, family: Family | None) -> bool:
 def reading_of(
     request: pb.GenerateRequest, family: Family | None, thinking: Thinking
 ) -> Reading | None:
-    """For a request that was checked. thinking: where the output begins. None: all is text."""
+    """How to parse the answers of a request that was checked. thinking: where the output begins.
+    None: all is text."""
     if family is None or not _parses(request, family):
         return None
     of_chat = request.HasField("chat")
@@ -124,7 +125,7 @@ def reading_of(
 
 
 def _schemas(chat: pb.Chat) -> dict[str, dict[str, Any]]:
-    """Of each tool, by name. Those that are no JSON have been refused."""
+    """Each tool's schema, by name. Invalid JSON has been refused before."""
     return {
         tool.name: read_object(tool.parameters_json) if tool.parameters_json else {}
         for tool in chat.tools

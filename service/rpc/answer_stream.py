@@ -30,7 +30,7 @@ class CallPiece(NamedTuple):
 
 @dataclass(slots=True)
 class _Token:
-    """A token, and what it made. token_id is None for text that a resumed token left behind."""
+    """A token and its events. token_id is None for text left over from a resumed token."""
 
     token_id: int | None
     events: list[Event] = field(default_factory=list)
@@ -47,17 +47,17 @@ class AnswerPiece:
 
     @property
     def ids(self) -> list[int]:
-        """Of its tokens."""
+        """The ids of its tokens."""
         return [token.token_id for token in self._tokens if token.token_id is not None]
 
     @property
     def logprobs(self) -> list[TokenLogprob] | None:
-        """Of its tokens; None: not asked for."""
+        """The log-probabilities of its tokens; None: not asked for."""
         return [token.logprob for token in self._tokens if token.logprob is not None] or None
 
     @property
     def text(self) -> str:
-        """What is neither thoughts nor calls."""
+        """The text that is neither reasoning nor tool calls."""
         return self._joined(Kind.TEXT)
 
     @property
@@ -85,7 +85,7 @@ class AnswerPiece:
         return pieces
 
     def parts(self, size: int) -> Iterator["AnswerPiece"]:
-        """Pieces of at most so many tokens, which joined are this one."""
+        """Pieces of at most this many tokens each, which together are this one."""
         for at in range(0, len(self._tokens), size):
             yield AnswerPiece(self._tokens[at : at + size], self._call_id)
 
@@ -116,7 +116,7 @@ class AnswerStream:
         return self._parser.calls > 0 and not self._parser.in_call
 
     def replay(self, token_ids: Sequence[int]) -> StopMatch | None:
-        """Go through outputs that the client holds already, with what they made."""
+        """Process outputs that the client holds already, without sending their events."""
         waiting = 0  # ids whose text may yet turn out to open thoughts
 
         def heard(text: str) -> None:
@@ -148,7 +148,7 @@ class AnswerStream:
         self._text.push_silent(token_id, logprob)
 
     def take(self) -> AnswerPiece | None:
-        """What may be sent now, or None."""
+        """What can be sent now, or None."""
         if not self._free:
             return None
         tokens = self._tokens[: self._free]
@@ -187,8 +187,8 @@ class AnswerStream:
         self._free = len(self._tokens)
 
     def _call_id(self, number: int) -> str:
-        """The same whenever the same request comes to this call again; another one in the next turn
-        of a conversation, whatever its seed."""
+        """The same whenever the same request makes this call again; different in the next turn of a
+        conversation, whatever its seed."""
         made = hashlib.blake2b(digest_size=12)
         seed = self._generation.sampling.seed
         made.update(f"{seed} {self._index} {number} ".encode())

@@ -1,8 +1,8 @@
-"""What the calls with one answer say: Stats, GetModelInfo, Tokenize, Detokenize, FlushCache.
+"""The unary calls: Stats, GetModelInfo, Tokenize, Detokenize, FlushCache.
 
-Invariant: messages and callers come in, messages or a Refusal go out; who carries them, these
-functions do not know. What is read of the server's books is told while it drains too; what is work
-is refused then, and a drain waits for what was begun before.
+Invariant: messages and callers come in, messages or a Refusal go out; these functions do not know
+the transport. Calls that only read the server's state are answered while it drains too. Calls that
+do work are refused then, and the drain waits for those that had begun.
 """
 
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger("quire.service")
 
 
 class Answers:
-    """Of one server. `serving` is set once the engine is ready."""
+    """The unary calls of one server. `serving` is set once the engine is ready."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Admission of a call.
 
-Invariant: resources are taken in this order, and given back on every exit: its client's permit, a
-place in the queue, then the work on its prompt, then its token budget. Nothing whose cost grows
+Invariant: resources are taken in this order, and returned on every exit: the client's permit, a
+place in the queue, then the work on the prompt, then the token budget. Nothing whose cost grows
 with the prompt happens before the place is taken. After each stage the call's deadline and the
 server's own state are checked again.
 """
@@ -42,7 +42,7 @@ _FIELDS = {  # the engine's name of a field, and its path in the contract
 
 
 class Malformed:
-    """Stands for a message that could not be read."""
+    """Takes the place of a message that could not be parsed."""
 
     def __init__(self, refusal: Refusal | None = None) -> None:
         """refusal: why it is refused. Default: its bytes could not be decoded."""
@@ -83,8 +83,15 @@ class AccessControl:
     admission: Admission
     log_prompts: bool = False
 
+    def most_at_once(self, n: int, max_tokens: int) -> tuple[int, str]:
+        """Calls of n completions of so many tokens that a client may begin together where nobody
+        else is, and what says so: to wait would make it no more."""
+        most = self.admission.policy.max_waiting
+        waiting = -(-most // n), f"max_waiting = {most}"  # the last one is let in behind less
+        return min([waiting, *self.limits.most_at_once(n * max_tokens + 1)])
 
-class Asked(Protocol):
+
+class WorkRequest(Protocol):
     """A message that asks for work."""
 
     @property
@@ -92,7 +99,7 @@ class Asked(Protocol):
 
 
 def check_caller(
-    request: Asked | Malformed,
+    request: WorkRequest | Malformed,
     context: Context,
     access_control: AccessControl,
     lifecycle: Lifecycle,
@@ -207,14 +214,14 @@ def fault(error: Exception) -> Refusal:
 
 
 def check_deadline(context: Context) -> None:
-    """Raise Refusal for a call whose deadline has passed."""
+    """Raise Refusal if the call's deadline has passed."""
     remaining = context.time_remaining()
     if remaining is not None and remaining <= 0:
         raise errors.deadline_passed()
 
 
 def _most_tokens(request: GenerationRequest) -> int:
-    """Its prompt and the most outputs that it may make, resumed ones included."""
+    """The prompt's tokens and the most outputs that the request can have, resumed ones included."""
     return len(request.prompt_token_ids) + request.n * request.sampling.max_tokens
 
 

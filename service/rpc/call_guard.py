@@ -16,7 +16,7 @@ RUN_BY_THE_ENGINE = ("Generate", "Embed", "Score")  # whose refusals are counted
 
 
 class CallGuard:
-    """Of one server."""
+    """The guard of one server."""
 
     def __init__(self, authenticator: Authenticator, ledger: Ledger) -> None:
         self._authenticator = authenticator

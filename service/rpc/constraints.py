@@ -1,7 +1,7 @@
-"""The contract's Constraint, checked and as the engine takes it.
+"""The contract's Constraint: checked, and converted to the engine's.
 
-Invariant: a function of the message alone: whoever makes one (a face, a tool's schema) gets the
-same words of refusal.
+Invariant: the result depends on the message alone: whoever makes one (an API, a tool's schema) gets
+the same refusals.
 """
 
 import json
@@ -52,7 +52,7 @@ def _check_choice(choice: pb.Choice, faults: Faults) -> None:
 
 
 def read_constraint(constraint: pb.Constraint, thinking: Thinking = Thinking.NONE) -> Constraint:
-    """As the engine takes it. thinking: where the output begins."""
+    """The engine's Constraint. thinking: where the output begins."""
     kind = constraint.WhichOneof("kind")
     assert kind is not None  # as check_constraint has seen
     if kind == "choice":
@@ -89,7 +89,8 @@ class Compiler:
         self._grammars = Grammars()
 
     def vocabulary(self) -> Vocabulary:
-        """What constraints are compiled for. Slow the first time: not for the event loop."""
+        """The vocabulary that constraints are compiled for. Slow the first time: do not call it on
+        the event loop."""
         with self._lock:
             if self._vocabulary is None:
                 tokenizer, vocab_size, eos = self.parts
@@ -112,7 +113,7 @@ class Compiler:
         return ""
 
     def check(self, request: GenerationRequest) -> None:
-        """Raise RequestError if the request's constraint, or what it resumes, cannot be."""
+        """Raise RequestError if the request's constraint, or what it resumes, is impossible."""
         if request.constraint is None:
             return
         self.vocabulary()

@@ -1,6 +1,6 @@
-"""What is wrong with single fields, collected so that all of it is told together.
+"""Checks of single fields; all faults of a message are reported together.
 
-Invariant: nothing is looked at that is longer than it may be.
+Invariant: nothing longer than allowed is examined.
 """
 
 import math
@@ -38,7 +38,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]*")
 
 
 class Faults:
-    """Collects what is wrong."""
+    """Collects the faults of a message."""
 
     def __init__(self) -> None:
         self.found: list[Violation] = []
@@ -71,7 +71,7 @@ class Faults:
 def check_call(
     request: pb.GenerateRequest | pb.EmbedRequest | pb.ScoreRequest, faults: Faults
 ) -> None:
-    """What is asked of every call that the engine runs: its names and its priority."""
+    """Checks for every call that the engine runs: its names and its priority."""
     length = len(request.request_id)
     faults.at_most("request_id", length, MAX_REQUEST_ID, "characters")
     if length <= MAX_REQUEST_ID and not _REQUEST_ID.fullmatch(request.request_id):
@@ -127,7 +127,7 @@ def _check_number(name: str, value: float, faults: Faults) -> None:
 
 
 def check_allowed(params: SamplingParams) -> None:
-    """Raise Refusal where a token is asked for and none is left that may be chosen."""
+    """Raise Refusal if a token is required and no id may be sampled."""
     allowed = set(params.allowed_token_ids)
     if not allowed:
         return
@@ -142,7 +142,7 @@ def check_allowed(params: SamplingParams) -> None:
 
 
 def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) -> None:
-    """What shows of resumed ids before they are read through."""
+    """The checks of resumed ids that need not read through them."""
     ids = request.resume_token_ids
     if not ids:
         return
@@ -155,7 +155,7 @@ def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) 
 
 
 def check_prompt_logprobs(request: pb.GenerateRequest, faults: Faults) -> None:
-    """What shows of log-probabilities of a prompt before it is read."""
+    """The checks of prompt log-probabilities that need not read the prompt."""
     if not request.HasField("prompt_logprobs"):
         return
     faults.between("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
@@ -165,8 +165,8 @@ def check_prompt_logprobs(request: pb.GenerateRequest, faults: Faults) -> None:
 
 
 def prompt_logprobs_of(request: pb.GenerateRequest, prompt_tokens: int) -> int | None:
-    """How many of the best at each place of a prompt; None: none at all. Raises Refusal where
-    there would be too many."""
+    """How many of the best at each position of a prompt; None: none at all. Raises Refusal if there
+    would be too many."""
     if not request.HasField("prompt_logprobs"):
         return None
     top = request.prompt_logprobs
@@ -181,9 +181,11 @@ def prompt_logprobs_of(request: pb.GenerateRequest, prompt_tokens: int) -> int |
 
 
 def check_stops(given: Mapping[str, Any], silent: Collection[str], faults: Faults) -> None:
-    """A special token makes no text. Alone as a stop string it stands for its id; refused are
-    stop strings of which it is a part, and asking for it in the output: neither could be what it
-    seems."""
+    """Check stop strings against special tokens, which have no text.
+
+    A stop string that is a special token stands for its id. Refused are stop strings that contain
+    one as a part, and asking for it in the output: neither could work as it seems to.
+    """
     for i, stop in enumerate(given.get("stop", ())[:MAX_STOPS]):
         if len(stop) > MAX_STOP_BYTES:
             continue

@@ -17,7 +17,8 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def read(chat: pb.Chat) -> Conversation:
-    """Raises Refusal for what no template could render: unknown roles, bad JSON, lost ids."""
+    """Raises Refusal for a chat that no template could render: unknown roles, bad JSON, missing
+    ids."""
     faults = [*_faults_of_messages(chat.messages), *_faults_of_tools(chat.tools)]
     if faults:
         raise invalid(faults)

@@ -9,7 +9,7 @@ import grpc
 
 
 class OpenCalls:
-    """Of one event loop."""
+    """The open calls of one event loop."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -37,7 +37,7 @@ class OpenCalls:
             self.end()
 
     async def wait_none(self) -> None:
-        """Returns when none is open."""
+        """Returns when no call is open."""
         await self._none.wait()
 
 

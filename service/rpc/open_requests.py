@@ -1,7 +1,7 @@
-"""The requests that are open, as an operator is told of them.
+"""The list of open requests for operators.
 
-Invariant: `MAX_LISTED` rows at most, whatever the number of requests; sizes, times and names are
-told, and nothing of any text.
+Invariant: at most `MAX_LISTED` rows, whatever the number of requests; it contains sizes, times and
+names, never text.
 """
 
 from itertools import islice
@@ -13,7 +13,7 @@ MAX_LISTED = 256
 
 
 class OpenRequests:
-    """Accepted calls that have not ended. Of one event loop."""
+    """Accepted calls that have not ended. Used on one event loop."""
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}  # by the engine's key, the longest open first

@@ -1,9 +1,9 @@
-"""Embed and Score: calls with one answer, whose texts pass through the engine as prompts do.
+"""Embed and Score: unary calls whose texts pass through the engine as prompts do.
 
-Invariant: what a call takes is taken in Generate's order, and given back on every way out: the
-client's permit, a place in the queue, the work on its texts, the tokens. A call is in the engine
-with as many texts at once as there are slots, so that one of thousands stands in nobody's way;
-each of its texts is entered in the ledger once. The first fault of any text ends the call.
+Invariant: a call takes its resources in Generate's order, and returns them on every exit: the
+client's permit, a place in the queue, the work on its texts, the tokens. A call has at most as many
+texts in the engine at once as there are slots, so that one with thousands does not block others.
+Each of its texts is counted in the ledger once. The first fault of any text ends the call.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ class _Open:
 
 
 class PooledCalls:
-    """Of one server."""
+    """The Embed and Score calls of one server."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class PooledCalls:
     async def _accept(
         self, request: Request | Malformed, context: Context, serving: Serving | None
     ) -> tuple[_Open, Serving]:
-        """What is returned was counted as accepted."""
+        """Whatever is returned was counted as accepted."""
         caller = check_caller(request, context, self._access, self._lifecycle)
         assert serving is not None and not isinstance(request, Malformed)
         permit = self._access.limits.enter(caller.client)
@@ -230,7 +230,7 @@ class PooledCalls:
     async def _some(
         self, call: _Open, engine: AsyncEngine, rest: Iterator[tuple[int, GenerationRequest]]
     ) -> None:
-        """One text after another, of those that nobody has taken."""
+        """Run texts that nobody has taken yet, one after another."""
         for at, request in rest:
             async with contextlib.aclosing(engine.generate(request)) as outputs:
                 async for batch in outputs:

@@ -21,7 +21,7 @@ from quire.service.text.workers import PromptWorkers, Wanted, check_wanted
 from quire.v1 import inference_pb2 as pb
 
 MAX_TEXTS = 2048
-MAX_REPEATED = 8 << 20  # bytes of what stands before each text, in all of a call's prompts
+MAX_REPEATED = 8 << 20  # bytes, in all of a call's prompts, of the text before each document
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
@@ -43,13 +43,14 @@ class PooledCall:
 
     @property
     def tokens(self) -> int:
-        """Of all prompts."""
+        """The tokens of all prompts."""
         return sum(len(request.prompt_token_ids) for request in self.requests)
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """What a call's requests carry. new_key: the engine's name for the next of them."""
+    """What the requests of a call have in common. new_key: makes the engine's name of the next
+    one."""
 
     new_key: Callable[[], int]
     tenant: str
@@ -57,7 +58,7 @@ class Sender:
 
 
 class PooledReader:
-    """Of one model."""
+    """Reads these messages for one model."""
 
     def __init__(self, model: ServedModel, workers: PromptWorkers) -> None:
         self._model = model
@@ -88,7 +89,8 @@ class PooledReader:
         faults.raise_if_any()
 
     async def read(self, request: Request, sender: Sender) -> PooledCall:
-        """Of a request that `check` has passed: all that grows with its texts. Raises Refusal."""
+        """The part of reading whose cost grows with the texts, for a request that passed `check`.
+        Raises Refusal."""
 
         def work(wanted: Wanted) -> PooledCall:
             prompts = (
@@ -193,7 +195,8 @@ class PooledReader:
             yield self._embed_ids(f"inputs[{at}].text", text, cut=request.truncate)
 
     def _embed_ids(self, where: str, text: str, *, cut: bool) -> Sequence[int]:
-        """With what the tokenizer puts around a text, which stays where the text is cut."""
+        """The ids of a text with those that the tokenizer puts around it, which stay when the text
+        is cut."""
         encode = self._model.tokenizer.encode
         ids = encode(text, add_special_tokens=True)
         if not ids:

@@ -1,7 +1,7 @@
-"""A request's prompt, which is text, ids or a chat, as the ids that it runs with.
+"""A request's prompt (text, ids or a chat) as the ids that it runs with.
 
-Invariant: what is longer than any prompt can be is refused before it is rendered or tokenized, and
-between two stages nothing goes on for a call that has ended.
+Invariant: a prompt longer than any prompt can be is refused before it is rendered or tokenized, and
+between two stages work stops for a call that has ended.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ _TAIL = 32  # tokens, or characters, of a prompt's end in which thoughts may be 
 
 
 class Prompts:
-    """Of one model. longest: tokens that a prompt may have, as one more has to be made."""
+    """Reads the prompts of one model. longest: tokens that a prompt may have, since one more must
+    be generated."""
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
@@ -29,7 +30,7 @@ class Prompts:
         self._max_text_bytes = model.tokenizer.max_text_bytes(model.info.max_model_len)
 
     def check(self, request: pb.GenerateRequest) -> None:
-        """Raise Refusal for what shows without the prompt being read."""
+        """Raise Refusal for faults that show without reading the prompt."""
         kind = request.WhichOneof("prompt")
         if kind is None:
             raise invalid_field("prompt", "is missing: give text, token_ids or chat")

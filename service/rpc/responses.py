@@ -373,7 +373,7 @@ class CallOutput:
         return b"" if self._options.ids_only else self._tokenizer.pieces[token_id]
 
     def record(self) -> CallRecord:
-        """For the log, once the call has ended."""
+        """The call's record for the log, once it has ended."""
         record = CallRecord()
         for state in self._indices:
             record.reasons.append(state.finish.value if state.finish else "open")

@@ -1,4 +1,4 @@
-"""What is served, as every call is told of it."""
+"""What every call knows about the served model."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from quire.service.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What is served, as far as requests are concerned. chat is None: no template. family is None:
-    how its answers are to be read is not known."""
+    """The served model, as far as requests are concerned. chat is None: there is no template.
+    family is None: it is unknown how its answers are parsed."""
 
     name: str
     info: EngineInfo
@@ -27,7 +27,7 @@ class ServedModel:
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens of one request that the cache can hold; its last needs no place."""
+        """Tokens of one request that the cache can hold; the last token needs no place."""
         return self.info.num_blocks * self.info.block_size + 1
 
 

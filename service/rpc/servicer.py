@@ -74,7 +74,7 @@ class InferenceServicer:
     ) -> None:
         self._lifecycle = lifecycle
         self._ledger = ledger
-        self._access = access_control
+        self.access = access_control
         self._call_admission = CallAdmission(lifecycle, ledger, access_control)
         self._tracer = tracer
         self._watch = watch
@@ -138,7 +138,7 @@ class InferenceServicer:
 
     @contextlib.contextmanager
     def _ended(self, context: Context, writes: Writes) -> Iterator[_Ending]:
-        """Count and trace a call by its end."""
+        """Count and trace a call that has ended."""
         ending, began, began_ns = _Ending(), time.monotonic(), time.time_ns()
         try:
             yield ending
@@ -176,7 +176,7 @@ class InferenceServicer:
             refusal = error if isinstance(error, Refusal) else fault(error)
             ending.code = refusal.code
             self._ledger.refuse(refusal.code, refusal.reason)
-            access.refused("Generate", context, self._access.authenticator, refusal)
+            access.refused("Generate", context, self.access.authenticator, refusal)
             await errors.abort(context, refusal)
         ending.call = call
         self._open_calls.begin()
@@ -187,7 +187,7 @@ class InferenceServicer:
         return call, serving
 
     def _close(self, call: Call, unread: int) -> None:
-        """The single end of an accepted call. unread: tokens that nobody took from the engine."""
+        """The single end of an accepted call. unread: tokens that the reader did not take."""
         self._open_calls.end()
         self._open_requests.remove(call)
         call.place.leave()
@@ -272,13 +272,13 @@ class InferenceServicer:
         code = grpc.StatusCode.CANCELLED  # unless the end is reached
         try:
             try:
-                caller = self._access.authenticator.caller(context)
+                caller = self.access.authenticator.caller(context)
                 if isinstance(request, Malformed):
                     raise request.refusal
                 response = await _asked(answer, request, caller)
             except Refusal as refusal:
                 code = refusal.code
-                access.refused(method, context, self._access.authenticator, refusal)
+                access.refused(method, context, self.access.authenticator, refusal)
                 await errors.abort(context, refusal)
             code = grpc.StatusCode.OK
             return response

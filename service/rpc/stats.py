@@ -1,9 +1,9 @@
 """The Stats answer: the engine's snapshot and the service's ledger as one message.
 
-Counters of all clients give away what one of them asks and gets: the difference of two answers is
-the length of a prompt. So they are for operators; others are told what is served, and on what.
+Counters of all clients reveal what one of them asks and gets: the difference of two answers is the
+length of a prompt. So they are for operators; others learn what is served, and on what.
 
-Invariant: a snapshot; what is not told is left unset.
+Invariant: it is a snapshot; what the caller may not see is left unset.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import grpc
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason
-from quire.service.admission.rate_limits import Pace, TokenBucket
+from quire.service.admission.rate_limits import Throttle, TokenBucket
 from quire.service.errors import Refusal
 from quire.service.rpc.served_model import ServedModel
 from quire.service.telemetry.counters import Ledger
@@ -52,14 +52,14 @@ class StatsReporter:
         self._ready_at = clock()
         self._maps = TokenBucket(MAPS_A_SECOND, MAPS_AT_ONCE, self._ready_at)
         self._flushes = TokenBucket(FLUSHES_A_SECOND, FLUSHES_AT_ONCE, self._ready_at)
-        self._pace = Pace(ANSWERS_A_SECOND, ANSWERS_AT_ONCE, MAX_PATIENCE, clock)
+        self._throttle = Throttle(ANSWERS_A_SECOND, ANSWERS_AT_ONCE, MAX_PATIENCE, clock)
 
     async def turn(self, client: str) -> None:
-        """Wait until this client may be answered: whoever polls must not take the loop from those
-        who generate. Raises Refusal where too many of its calls wait already."""
-        wait, has_one = self._pace.turn(client)
+        """Wait until this client may be answered: polling must not take the event loop from clients
+        that generate. Raises Refusal if too many of its calls wait already."""
+        wait, has_one = self._throttle.turn(client)
         if not has_one:
-            raise _too_often(f"Stats: at most {self._pace.rate:g} a second of one client", wait)
+            raise _too_often(f"Stats: at most {self._throttle.rate:g} a second of one client", wait)
         if wait > 0:
             await asyncio.sleep(wait)
 
@@ -69,7 +69,7 @@ class StatsReporter:
         _take_one("include_block_map", self._maps, self._clock())
 
     def allow_watch(self, *, operator: bool) -> None:
-        """All cached blocks are told first, which costs what maps do. Raises Refusal."""
+        """A watch starts with all cached blocks, which costs as much as a map. Raises Refusal."""
         _operators_only("SubscribeKvEvents", operator=operator)
         _take_one("SubscribeKvEvents", self._maps, self._clock())
 
@@ -87,7 +87,7 @@ class StatsReporter:
         _take_one("FlushCache", self._flushes, self._clock())
 
     def served_model(self) -> pb.GetModelInfoResponse:
-        """What GetModelInfo tells, whoever asks."""
+        """The answer of GetModelInfo, for any caller."""
         family = self._model.family
         return pb.GetModelInfoResponse(
             model=self._model_info(),
@@ -103,7 +103,7 @@ class StatsReporter:
         return self._whole(block_map) if operator else self._served()
 
     def _served(self) -> pb.StatsResponse:
-        """What is served and on what: nothing that any call changes."""
+        """What is served and on what: nothing that a call changes."""
         info = self._model.info
         return pb.StatsResponse(
             model=self._model_info(),

@@ -26,7 +26,7 @@ MAX_TEXT_BYTES = 3 << 20
 
 
 class TextCalls:
-    """Of one server."""
+    """Tokenize and Detokenize of one server."""
 
     def __init__(self, limits: ClientLimits, max_waiting: int) -> None:
         """limits: the clients' own, which Generate asks too. max_waiting: calls."""
@@ -105,7 +105,7 @@ def text_of(ids: Sequence[int], tokenizer: Tokenizer, vocab_size: int) -> str:
 
 
 def _as_prompt(request: pb.TokenizeRequest) -> pb.GenerateRequest:
-    """The same prompt where Generate's own checks and readers find it."""
+    """The prompt as a GenerateRequest, for Generate's own checks and readers."""
     match request.WhichOneof("prompt"):
         case "text":
             return pb.GenerateRequest(text=request.text)

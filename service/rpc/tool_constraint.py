@@ -15,10 +15,8 @@ from quire.v1 import inference_pb2 as pb
 def constraint_of(
     chat: pb.Chat, family: Family | None, compiler: Compiler, thinking: Thinking
 ) -> Constraint | None:
-    """For a chat whose tools were checked. None: nothing is asked for. Raises Refusal.
-
-    Where all tools together are too much, those that are not strict take any object.
-    """
+    """The constraint of a chat whose tools were checked; None: there is none. Raises Refusal. If
+    all tools together are too large, those that are not strict accept any object."""
     if not needs_constraint(chat):
         return None
     if family is None or family.syntax is None:

@@ -1,8 +1,8 @@
-"""Every field of a GenerateRequest is checked here, its prompt by `prompts`, and nowhere else.
+"""Checks every field of a GenerateRequest; only its prompt is checked elsewhere (`prompts`).
 
 Invariant: what `Validator.validate` returns can be run; everything else is refused with the field,
-the value and the limit. No field is accepted and ignored. All simple faults of a message are told
-together.
+the value and the limit. No field is accepted and ignored. All simple faults of a message are
+reported together.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ _NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """What the output side needs: whether text is made at all, and what ends it.
+    """What the output side needs to make text.
 
     stops: None: no stop strings. stop_tokens: ids that end the request because a stop string is the
     special token of this id. delta_tokens: most tokens of one delta. reading: None: all is text.
@@ -93,15 +93,17 @@ class Validator:
     def __init__(
         self, model: ServedModel, workers: PromptWorkers, compiler: Compiler | None = None
     ) -> None:
-        """compiler: of this model's constraints; None: a new one, whose first use takes long."""
+        """compiler: of constraints. None, or one of another model: a new one, whose first use takes
+        long."""
         self._model = model
         self.workers = workers
         self._defaults = _defaults(model)
         self.prompts = Prompts(model)
         tokenizer = model.tokenizer
         parts = tokenizer, model.info.vocab_size, model.eos_token_ids
-        self.constraints = Compiler(*parts) if compiler is None else compiler
-        assert self.constraints.parts == parts
+        if compiler is None or compiler.parts != parts:
+            compiler = Compiler(*parts)
+        self.constraints = compiler
         self._longest_piece, self._silent = tokenizer.longest_piece, tokenizer.silent_tokens
 
     def check(self, request: pb.GenerateRequest) -> None:
@@ -176,7 +178,7 @@ class Validator:
         return Accepted(request_id, generation, options, self._resume(generation, options))
 
     def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
-        """What the request asks for, or what makes its calls of tools valid. Raises Refusal."""
+        """The request's constraint, or the one that makes its tool calls valid. Raises Refusal."""
         if not request.HasField("chat"):  # no template has opened a turn: it begins at once
             return constraints.constraint_of(request, Thinking.NONE)
         made = tool_constraint.constraint_of(
@@ -191,7 +193,7 @@ class Validator:
         return Resumed(stream, stream.replay(generation.resume_token_ids))
 
     def _delta_tokens(self, generation: GenerationRequest, ids_only: bool) -> int:
-        """Tokens of which no delta is larger than a message may be."""
+        """The most tokens of a delta that always fit into a message."""
         piece = 0 if ids_only else self._longest_piece
         size = _ID_BYTES + _TEXT_BYTES * piece
         asked = generation.sampling.logprobs, generation.prompt_logprobs
@@ -220,7 +222,8 @@ class Validator:
     def _sampling(
         self, given: Mapping[str, Any], prompt_tokens: int
     ) -> tuple[SamplingParams, dict[int, str]]:
-        """Given values, then the model's, then greedy. With the ids that stand for stop strings."""
+        """The values given, else the model's, else greedy; with the ids that stand for stop
+        strings."""
         values = {**self._defaults, **{n: v for n, v in given.items() if n not in OUR_OWN}}
         ids, stop_tokens = tuple(values["stop_token_ids"]), {}
         if "stop" in given:
@@ -251,7 +254,7 @@ class Validator:
 def open_stream(
     tokenizer: Tokenizer, generation: GenerationRequest, options: TextOptions, index: int = 0
 ) -> TextStream | AnswerStream:
-    """The output of one index, from its beginning."""
+    """The output stream of one index, from its beginning."""
     text = TextStream(
         tokenizer.text_pieces,
         options.stops,
@@ -267,7 +270,8 @@ def _given(sampling: pb.SamplingParams) -> dict[str, Any]:
 
 
 def _defaults(model: ServedModel) -> dict[str, Any]:
-    """What a request that says nothing of sampling gets. None: made for each request."""
+    """The sampling parameters of a request that sets none. A value of None is chosen for each
+    request."""
     values = dataclasses.asdict(SamplingParams(eos_token_ids=model.eos_token_ids))
     values |= {"seed": None, "max_tokens": None}
     recommended = dataclasses.asdict(model.info.generation)

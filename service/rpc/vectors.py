@@ -1,4 +1,4 @@
-"""What the engine reads of prompts, as embeddings and as scores."""
+"""The engine's pooled outputs as embeddings and scores."""
 
 from collections.abc import Sequence
 from typing import Any

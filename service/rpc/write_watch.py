@@ -76,7 +76,7 @@ class Writes:
 
 
 class WriteWatch:
-    """All calls' writes, of one event loop."""
+    """All calls' writes, on one event loop."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class WriteWatch:
         return Writes(context, self._clock, self._open)
 
     def look(self) -> None:
-        """End what has stalled for too long, and what is too much."""
+        """End calls that have stalled for too long, and, while too much waits, the largest."""
         now = self._clock()
         for writes in self._open:
             if self._seconds and writes.stalled(now, self._seconds):

@@ -1,7 +1,7 @@
-"""Who calls: API keys from a file of hashes, client certificates, or just an address.
+"""Authentication: API keys from a file of hashes, client certificates, or just an address.
 
-Invariant: a call is asked for its key before any of its message is read, whatever method it names;
-only health checks are not. No key is ever logged.
+Invariant: a call must present its key before any of its message is read, whatever method it names;
+only health checks need none. No key is ever logged.
 """
 
 import asyncio
@@ -54,9 +54,12 @@ _LOOPBACK = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. tenant: whose cache entries it may share, empty where nobody has to say who they
-    are. client: whose limits and whose share of the machine it uses. operator: may see what
-    concerns all clients. max_priority: the highest priority that it may ask for."""
+    """An authenticated caller.
+
+    tenant: whose cache entries it may share; empty if callers need not identify themselves. client:
+    whose limits and share of the machine it uses. operator: may see what concerns all clients.
+    max_priority: the highest priority that it may ask for.
+    """
 
     tenant: str
     client: str
@@ -170,9 +173,12 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """Asks every call but health checks for its key, before its message is read, and so for
-    reflection and methods that do not exist too. The refusal of our own methods is left to who
-    stands behind (rpc/call_guard.py), which counts it; the key was searched for by then."""
+    """Checks the key of every call except health checks before its message is read, also for
+    reflection and for methods that do not exist.
+
+    A refused call of our own methods is passed on to rpc/call_guard.py, which answers and counts
+    it.
+    """
 
     def __init__(
         self,

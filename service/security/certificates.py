@@ -34,8 +34,7 @@ _DEAD_HASHES = (hashes.MD5, hashes.SHA1)
 
 
 def parse(option: str, pem: bytes) -> list[x509.Certificate]:
-    """All certificates of a file, in its order. option: named in what is raised. Raises
-    ConfigError."""
+    """All certificates of a file, in order. option: named in errors. Raises ConfigError."""
     try:
         found = x509.load_pem_x509_certificates(pem)
         for certificate in found:
@@ -51,8 +50,8 @@ def parse(option: str, pem: bytes) -> list[x509.Certificate]:
 def check_server(
     cert: str, key: str, chain: Sequence[x509.Certificate], key_pem: bytes, now: datetime.datetime
 ) -> None:
-    """A server's certificate, those that follow it, and its private key. cert, key: how the
-    options are named in what is raised. Raises ConfigError."""
+    """Check a server's certificate, its chain, and its private key. cert, key: the options' names
+    in errors. Raises ConfigError."""
     _check_key(cert, key, chain[0], key_pem)
     for certificate in chain:
         check_kind(cert, certificate)
@@ -66,8 +65,8 @@ def check_server(
 def check_authorities(
     option: str, authorities: Sequence[x509.Certificate], now: datetime.datetime
 ) -> None:
-    """Those who sign clients' certificates: each of a kind that can be checked, one of them valid.
-    Raises ConfigError."""
+    """Check the authorities that sign clients' certificates: all of a kind that can be verified, at
+    least one of them valid. Raises ConfigError."""
     for certificate in authorities:
         check_kind(option, certificate)
     for certificate in authorities:
@@ -138,8 +137,9 @@ def _check_hash(option: str, certificate: x509.Certificate) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def identity(pem: bytes) -> str:
-    """What no other certificate shares unless it has the same key: the SHA-256 of its public key,
-    in hexadecimal. A name would not do: anyone may ask for it again. Raises ConfigError."""
+    """The SHA-256 of a certificate's public key, in hexadecimal: shared only by certificates
+    with the same key. A name would not do: anyone may ask an authority for it again. Raises
+    ConfigError."""
     leaf = parse("the client's certificate", pem)[0]
     return hashlib.sha256(_spki(leaf.public_key())).hexdigest()
 

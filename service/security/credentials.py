@@ -52,8 +52,8 @@ def read_security(service: ServiceConfig) -> Security:
 
 
 def watch_keys(path: Path) -> WatchedFiles[KeyRing]:
-    """The file's keys, kept fresh by `refresh`. A file that is emptied while the server runs is
-    taken at its word: nobody may come in. At the start it is a mistake: raises ConfigError."""
+    """The file's keys, kept fresh by `refresh`. If the file is emptied while the server runs,
+    nobody gets in. An empty file at the start is taken for a mistake: raises ConfigError."""
     read_keys(path)
     return WatchedFiles(
         "api_keys",

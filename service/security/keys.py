@@ -56,7 +56,7 @@ class KeyEntry:
         return hmac.compare_digest(_digest(self.salt, key), self.digest)
 
 
-_NOBODY = KeyEntry("", bytes(_SALT_BYTES), bytes(32))  # compared with where there is nobody
+_NOBODY = KeyEntry("", bytes(_SALT_BYTES), bytes(32))  # compared with if no key matches
 
 
 class KeyRing:
@@ -165,8 +165,8 @@ def read_keys(path: Path, *, may_be_empty: bool = False) -> KeyRing:
 
 
 def still_standing(path: Path, before: KeyRing) -> KeyRing:
-    """What is safe of a ring whose file can no longer be read whole: the keys that still have a
-    sound line. Nobody, if it cannot be read at all: anyone's key may have been taken away."""
+    """The keys that remain valid if the file can no longer be read as a whole: those that still
+    have a sound line. None, if it cannot be read at all: any key may have been revoked."""
     try:
         entries, _ = _parse(path)
     except (ConfigError, OSError):
@@ -202,7 +202,8 @@ def _text(path: Path) -> str:
 
 
 def _entry(words: list[str]) -> KeyEntry:
-    """Raises ValueError. Repeats nothing of what stands where a hash should: it may be a key."""
+    """Parse a line. Raises ValueError, which never repeats what is in the place of a hash: it may
+    be a key."""
     match = _HASH.fullmatch(words[1]) if len(words) > 1 else None
     if not _NAME.fullmatch(words[0]) or match is None or len(match[1]) % 2:
         raise ValueError(f"not {_LINE}")
@@ -234,12 +235,12 @@ def _priority(value: str) -> int:
 
 
 def new_key() -> str:
-    """A key that nobody can guess: 256 random bits."""
+    """A new random key of 256 bits."""
     return "quire-" + secrets.token_urlsafe(32)
 
 
 def make_entry(name: str, key: str) -> str:
-    """The file's line for a key. Raises ConfigError for what cannot be one."""
+    """The file's line for a key. Raises ConfigError if the key is not allowed."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"name {name!r}: 1 to 64 of A-Z a-z 0-9 . _ -")
     if not MIN_KEY <= len(key) <= MAX_KEY:

@@ -33,7 +33,7 @@ _Signature = tuple[tuple[int, ...] | None, ...]
 
 
 class Refreshable(Protocol):
-    """What may have to be read again."""
+    """Something that may have to be read again."""
 
     def refresh(self) -> bool: ...
 
@@ -161,15 +161,15 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 def _refuse_what_is_no_file(name: str, path: Path) -> None:
-    """Opening a pipe waits for whoever writes to it, and no key would be revoked meanwhile."""
+    """Opening a pipe would wait for its writer, and meanwhile no key could be revoked."""
     with contextlib.suppress(OSError, ValueError):
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(f"{name} = {path}: is not a file")
 
 
 def read_file(option: str, path: Path, most: int) -> bytes:
-    """What a file holds, of at most so many bytes. Waits for nobody: opening a pipe would, and no
-    key would be revoked meanwhile. Raises ConfigError."""
+    """The content of a file of at most this many bytes. Never blocks, as opening a pipe would.
+    Raises ConfigError."""
     try:
         return read_whole(path, most)
     except OSError as error:
@@ -177,7 +177,7 @@ def read_file(option: str, path: Path, most: int) -> bytes:
 
 
 def _settled(signature: _Signature, now: int) -> bool:
-    """Whether all files are there, and any later change would have other times."""
+    """Whether all files exist, and any later change would show in their times."""
     return all(
         file is not None and all(abs(now - stamp) > _SETTLED_NS for stamp in file[-2:])
         for file in signature
@@ -185,8 +185,8 @@ def _settled(signature: _Signature, now: int) -> bool:
 
 
 class _SpareDescriptor:
-    """A file descriptor that is given up while files are read: where all others are taken, that
-    one is there to read with."""
+    """A file descriptor that is closed while files are read, so that one is free even if all others
+    are taken."""
 
     def __init__(self) -> None:
         self._spare: int | None = None

@@ -1,9 +1,9 @@
-"""TLS for the server's ports, from PEM files, read again when they change.
+"""TLS for the server's ports, from PEM files that are read again when they change.
 
-Invariant: what is in force was checked as a whole, from files of one moment: certificate and key
-belong together, the chain is in order, all are valid now and of kinds that gRPC can serve. A change
-that fails any of it leaves the old in force (see `reload`). New connections get the newest; open
-ones keep what they have.
+Invariant: the material in force was checked as a whole, from files of one moment: certificate and
+key belong together, the chain is in order, all certificates are valid now and of kinds that gRPC
+can serve. A change that fails any of these checks leaves the old material in force (see `reload`).
+New connections get the newest material; open ones keep theirs.
 """
 
 import datetime
@@ -24,7 +24,7 @@ _MAX_FILE = 4 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class TLSFiles:
-    """Paths of PEM files. client_ca: only clients whose certificate it has signed get in."""
+    """Paths of PEM files. client_ca: only clients with a certificate signed by it are admitted."""
 
     cert: Path
     key: Path
@@ -33,8 +33,8 @@ class TLSFiles:
 
 @dataclass(frozen=True, slots=True)
 class TLSMaterial:
-    """What the files held. expires_at: seconds since 1970, when the first of the server's own
-    chain ends. context: the same for a port that gRPC does not serve."""
+    """The content of the files. expires_at: when the first certificate of the server's own chain
+    ends, in seconds since 1970. context: the same for ports that gRPC does not serve."""
 
     cert: bytes
     key: bytes = field(repr=False)
@@ -92,7 +92,8 @@ def credentials(material: WatchedFiles[TLSMaterial], *, mutual: bool) -> grpc.Se
 
 
 def _context(files: TLSFiles, client_ca: bytes | None) -> ssl.SSLContext:
-    """From the paths, as Python's TLS wants it: the caller sees that they have not changed."""
+    """An SSL context from the paths, which is what Python's ssl takes; the caller checks that the
+    files have not changed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

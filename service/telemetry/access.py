@@ -30,14 +30,14 @@ def refused(
                 "client": _client(context, authenticator),
                 "code": refusal.code.name,
                 "reason": refusal.reason,
-                "message": refusal.message,
+                "details": refusal.message,
             }
         },
     )
 
 
 def _client(context: "grpc.aio.ServicerContext[Any, Any]", authenticator: Authenticator) -> str:
-    """Who called; whoever could not say so is known by their address."""
+    """The caller's name, or the address of one without a name."""
     try:
         return authenticator.caller(context).client
     except Refusal:

@@ -1,8 +1,8 @@
-"""What the service has counted: calls, endings, tokens, times. Stats and metrics read it.
+"""The service's counters: calls, ends, tokens, times. Stats and metrics read them.
 
-Invariant: counters only rise, and are written on the event loop alone. Every index that was
-accepted is counted once among the finished: accepted = finished + open at any moment between two
-turns of the loop.
+Invariant: counters only rise, and are written on the event loop alone. Every accepted index is
+counted once when it finishes: accepted = finished + open, at any moment between two turns of the
+loop.
 """
 
 from collections import Counter

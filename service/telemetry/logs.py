@@ -71,8 +71,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **getattr(record, "fields", {}),
         }
+        entry = {**entry, **getattr(record, "fields", {}), **entry}  # those stay what they are
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return escaped(json.dumps(entry, ensure_ascii=False, default=str))
@@ -172,7 +172,7 @@ def _loss(count: int) -> logging.LogRecord:
 
 
 class Lines(io.TextIOBase):
-    """Stands for sys.stderr: each line is a record of the log."""
+    """Replaces sys.stderr: each line becomes a record of the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,10 +192,11 @@ class Lines(io.TextIOBase):
 
 
 def write_error(data: bytes) -> None:
-    """Write to standard error, however long that takes. A reader that is gone takes it along.
+    """Write to standard error, however long that takes; a reader that is gone is ignored.
 
-    In pieces of whole lines that a pipe takes whole or not at all: the engine's process writes
-    there too, and where the reader is slow, half a line would have one of its behind it.
+    The text is written in pieces of whole lines that a pipe takes whole or not at all. The engine's
+    process writes there too, and if the reader is slow, half a line would be followed by one of its
+    lines.
     """
     ready = select.poll()
     ready.register(standard_streams.ERROR, select.POLLOUT)
@@ -240,7 +241,7 @@ def _is_no_strangers_bytes(record: logging.LogRecord) -> bool:
 
 
 def terminal() -> TextIO:
-    """Where progress may be shown: the terminal if there is one, else the log."""
+    """Where progress is shown: the terminal if there is one, else the log."""
     return sys.stderr if _terminal is None else _terminal
 
 
@@ -250,12 +251,12 @@ def dropped() -> int:
 
 
 def flush() -> None:
-    """Write what was gathered, if standard error takes it soon: at the end."""
+    """Write what was queued, if standard error takes it soon. Called at the end."""
     if _handler is not None:
         _handler.flush()
 
 
 def give_back() -> None:
-    """Flush, and leave sys.stderr to whoever has the last word."""
+    """Flush, and restore sys.stderr for the last messages."""
     flush()
     sys.stderr = sys.__stderr__ or sys.stderr

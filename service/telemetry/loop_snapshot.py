@@ -1,6 +1,6 @@
-"""What only the event loop may read, for another thread.
+"""Values that only the event loop may read, for another thread.
 
-Invariant: the value is taken on the loop, between two of its turns, never while it changes.
+Invariant: the value is read on the loop, between two of its turns, never while it changes.
 """
 
 import asyncio

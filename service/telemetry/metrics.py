@@ -1,7 +1,7 @@
-"""Prometheus metrics on a port of their own, made at each scrape from what is counted anyway.
+"""Prometheus metrics on a port of their own, computed at each scrape from existing counters.
 
 Invariant: serving a request never touches a metric; no label holds a key, a peer or a request. A
-number that has two names, ours and the one that schedulers know, is read once and so the same.
+number that has two names, ours and the one that schedulers know, is read once, so both are equal.
 """
 
 import enum
@@ -30,7 +30,7 @@ _HUNG = "1 while a step has taken longer than it may"
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the numbers are; the engine's are None until it is ready."""
+    """Where the numbers come from; the engine's are None until it is ready."""
 
     ledger: Ledger
     engine: Callable[[], EngineStats | None]
@@ -41,7 +41,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What runs: known once the model is loaded. block_size: tokens of a cache block."""
+    """What is running: known once the model is loaded. block_size: tokens of a cache block."""
 
     version: str
     model: str
@@ -52,7 +52,7 @@ class Build:
 
     @classmethod
     def of(cls, version: str, model: str, info: EngineInfo) -> "Build":
-        """Of a model that was loaded. model: its name."""
+        """The Build of a loaded model. model: its name."""
         return cls(version, model, info.fingerprint, info.device, info.dtype, info.block_size)
 
 
@@ -84,7 +84,7 @@ class QuireCollector(Collector):
 
 
 class Kind(enum.Enum):
-    """What a number may do."""
+    """The type of a metric."""
 
     GAUGE = GaugeMetricFamily
     COUNTER = CounterMetricFamily
@@ -229,7 +229,7 @@ def _build_info(build: Build) -> Metric:
 
 
 def _cache_config(engine: EngineStats, build: Build) -> Metric:
-    """By which schedulers turn a share of the cache into tokens."""
+    """The cache's size, with which schedulers convert a share of the cache into tokens."""
     labels = {"block_size": str(build.block_size), "num_gpu_blocks": str(engine.blocks_total)}
     config = GaugeMetricFamily(
         f"{THEIRS}cache_config_info",

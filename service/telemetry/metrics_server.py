@@ -1,7 +1,7 @@
 """The HTTP server behind --metrics-port, on threads of its own.
 
-Invariant: whoever connects and says nothing holds up nobody: handshakes and requests are the
-workers', each connection has `LIFE_SECONDS` in all, at most `MAX_CONNECTIONS` are open, and `stop`
+Invariant: a connection that sends nothing blocks nobody: handshakes and requests run on worker
+threads, each connection may last `LIFE_SECONDS`, at most `MAX_CONNECTIONS` are open, and `stop`
 waits for none of them. Every handshake uses the certificate and the clients' authorities in force.
 """
 

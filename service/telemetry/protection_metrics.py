@@ -1,7 +1,7 @@
-"""Metrics of what guards the server: the queue's doorkeeper and the certificate.
+"""Metrics of what protects the server: queue admission and the certificate.
 
-Invariant: no label names a client; the queue, which changes under the scraping thread's hands, is
-read by the event loop alone (see `loop_snapshot`).
+Invariant: no label names a client; the queue, which changes while the scraping thread runs, is read
+by the event loop alone (see `loop_snapshot`).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from quire.service.telemetry.loop_snapshot import LoopSnapshot
 
 @dataclass(frozen=True, slots=True)
 class _Queue:
-    """Of one moment."""
+    """The queue at one moment."""
 
     waiting: int
     tokens: int

@@ -17,7 +17,7 @@ _SEND_MICROSECONDS = 5_000  # that a socket gets to take a write
 
 
 def never_wait(descriptor: int = ERROR) -> None:
-    """From now on a write that would have to wait is refused (EAGAIN) instead."""
+    """From now on, a write that would block fails with EAGAIN instead."""
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISSOCK(mode):
         _bound_sends(descriptor)
@@ -26,7 +26,7 @@ def never_wait(descriptor: int = ERROR) -> None:
 
 
 def say(line: str) -> None:
-    """Write a line to standard output; whoever does not read it holds up nobody."""
+    """Write a line to standard output. A reader that does not read it blocks nothing."""
     threading.Thread(target=_say, args=(line,), name="quire-output", daemon=True).start()
 
 

@@ -41,7 +41,8 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When an accepted call came to where. Seconds since its beginning; None: not so far."""
+    """When an accepted call reached each stage, in seconds since its beginning; None: it did not
+    get there."""
 
     queued: float | None = None
     prefill: float | None = None
@@ -50,8 +51,7 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class EndedCall:
-    """What there is to tell of one call. began_ns, ended_ns: unix time in nanoseconds. name,
-    attributes: the span's."""
+    """The data of one call's span. began_ns, ended_ns: unix time in nanoseconds."""
 
     name: str
     metadata: Metadata
@@ -72,7 +72,7 @@ class EndedCall:
         times: Times,
         told: Mapping[str, str | int],
     ) -> "EndedCall":
-        """A call of this method that ends now. began: time.monotonic(); told: what it was."""
+        """A call of this method that ends now. began: time.monotonic()."""
         ended_ns = began_ns + round((time.monotonic() - began) * 1e9)
         span = context.span(code) if isinstance(context, OtherContext) else grpc_span(code, method)
         metadata = context.invocation_metadata() or ()
@@ -80,7 +80,7 @@ class EndedCall:
 
 
 def grpc_span(code: grpc.StatusCode, method: str) -> SpanOf:
-    """Of a call that came over gRPC."""
+    """The span of a call that came over gRPC."""
     return f"{SERVICE}/{method}", {
         "rpc.system": "grpc",
         "rpc.service": SERVICE,
@@ -90,7 +90,7 @@ def grpc_span(code: grpc.StatusCode, method: str) -> SpanOf:
 
 
 class Tracer(Protocol):
-    """Where ended calls are told."""
+    """Where the spans of ended calls are sent."""
 
     active: bool
 
@@ -149,7 +149,8 @@ class OtelTracer:
 
 
 def make_tracer(endpoint: str | None, environment: Mapping[str, str] = os.environ) -> Tracer:
-    """By the option otlp_endpoint, else by OpenTelemetry's own variables. Raises ConfigError."""
+    """A tracer by the option otlp_endpoint, else by OpenTelemetry's own variables. Raises
+    ConfigError."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return NoTracer()
     asked = next((name for name in _ENDPOINTS if environment.get(name)), None)

@@ -1,9 +1,9 @@
-"""Renders conversations with the model's chat template, to the text that transformers renders.
+"""Renders conversations with the model's chat template, to the same text as transformers.
 
 Invariant: a conversation is rendered once, in linear time, and within limits that hold while it is
-rendered. Nothing that a client gives is ignored in silence: what the template does not show
-(template_traits finds that out when it is loaded) is refused with the field's name. So is a marker
-of the template inside a client's string (unless allowed), so that nobody forges a turn.
+rendered. Nothing that a client gives is silently ignored: a field that the template does not show
+(template_traits finds that out at load) is refused by name. So is a marker of the template inside a
+client's string (unless allowed), so that nobody can forge a turn.
 """
 
 import secrets
@@ -42,8 +42,8 @@ class TemplateRefusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is rendered. A message holds role and content, and where they are given name,
-    tool_calls, tool_call_id and reasoning_content."""
+    """The conversation to render. A message holds role and content and, if given, name, tool_calls,
+    tool_call_id and reasoning_content."""
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
@@ -54,7 +54,7 @@ class Conversation:
 
 
 class _Compiled:
-    """One template and what was found out about it."""
+    """One template and its traits."""
 
     def __init__(
         self, source: str, tokens: Mapping[str, str], special: Iterable[str], added: Iterable[str]
@@ -111,11 +111,11 @@ class ChatTemplate:
         )
 
     def traits(self, name: str = "default") -> Traits:
-        """What was found out about a template when it was loaded."""
+        """A template's traits, found when it was loaded."""
         return self._compiled[name].traits
 
     def render(self, chat: Conversation, limits: RenderLimits = _NO_LIMITS) -> str:
-        """The prompt's text. Raises TemplateRefusal, or NotWanted where `limits` says so."""
+        """The prompt's text. Raises TemplateRefusal, or NotWanted if `limits` says so."""
         if not chat.messages:
             raise TemplateRefusal("chat.messages", "is empty: at least one message is needed")
         compiled = self._choose(chat)
@@ -128,7 +128,7 @@ class ChatTemplate:
         return self._render(chat, chat.messages, compiled, limits)
 
     def thinking(self, chat: Conversation, rendered: str) -> Thinking:
-        """Where the output of a chat begins that was rendered so."""
+        """Where the output begins, for a chat that was rendered like this."""
         traits = self._choose(chat).traits
         variables = frozenset() if traits.opens_thoughts else traits.variables
         continued = chat.messages[-1]["content"] if chat.continue_final_message else None
@@ -225,7 +225,7 @@ def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
 
 
 def _strings(chat: Conversation) -> Iterator[tuple[str, str, str]]:
-    """Every string that comes from the client, with the field it stands in and its kind."""
+    """Every string that comes from the client, with its field and kind."""
     for i, message in enumerate(chat.messages):
         for key, value in message.items():
             kind = "call" if key == "tool_calls" else f"{message['role']}.{key}"

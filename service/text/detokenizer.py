@@ -1,8 +1,8 @@
 """Token ids to text, one token at a time.
 
-Invariant: the texts that `push` and `flush` return, joined, are what decoding all bytes at once
-gives, with U+FFFD where the bytes are not UTF-8. Bytes that may still become a character are held
-back, three at most; `whole` says that none are.
+Invariant: the joined results of `push` and `flush` equal the decoding of all bytes at once, with
+U+FFFD where the bytes are not UTF-8. Bytes that may still become a character are held back, three
+at most; `whole` says that there are none.
 """
 
 import codecs
@@ -32,7 +32,7 @@ class Detokenizer:
         return text
 
     def flush(self) -> str:
-        """No more tokens come: what was held back, as U+FFFD."""
+        """The end of the text: the bytes held back, as U+FFFD."""
         text = self._decoder.decode(b"", final=True)
         self.whole = True
         return text

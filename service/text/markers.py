@@ -1,4 +1,4 @@
-"""Markers: what a chat template writes around the content, and what no content may hold.
+"""Markers: text that a chat template writes around content, and that no content may contain.
 
 Invariant: `Markers.find` is linear in the text, however many markers there are.
 """

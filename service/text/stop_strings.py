@@ -79,7 +79,8 @@ class StopAutomaton:
         return following
 
     def next_start(self, text: str, at: int) -> int:
-        """Where a stop string may begin, from `at` on; the text's length if nowhere."""
+        """The next position from `at` on at which a stop string may begin; the text's length if
+        there is none."""
         found = self._starts.search(text, at)
         return len(text) if found is None else found.start()
 

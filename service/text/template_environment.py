@@ -33,7 +33,8 @@ def _given(name: str, args: Iterable[Any], named: Mapping[str, Any]) -> list[Any
 
 
 class _CountedCode(jinja2.compiler.CodeGenerator):
-    """Compiles what is not a call, and makes or repeats something all the same, into one."""
+    """Compiles operations that are not calls, but create or repeat something, into calls that are
+    counted."""
 
     def visit_For(self, node: jinja2.nodes.For, frame: jinja2.compiler.Frame) -> None:
         """Each round is a step, and so is each item that the loop's condition leaves out."""
@@ -73,7 +74,7 @@ class _CountedCode(jinja2.compiler.CodeGenerator):
 
 
 class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """One compiles one template; several threads may render it at a time."""
+    """Compiles one template; several threads may render it at the same time."""
 
     code_generator_class = _CountedCode
     intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -199,7 +200,7 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks what a model is trained on: what stands between
+    """`{% generation %}…{% endgeneration %}` marks the text that a model is trained on; the content
     is rendered as it is."""
 
     tags: set[str] = {"generation"}  # noqa: RUF012 - Jinja reads it so

@@ -54,8 +54,8 @@ def find_markers(
     added: Iterable[str],
     step: Callable[[], None],
 ) -> Markers:
-    """rendered: probes' texts. tokens: named ones; special and added: the vocabulary's. step: told
-    of each tag and word that is looked at."""
+    """The template's markers. rendered: the probes' texts. tokens: named ones; special and added:
+    the vocabulary's. step: called for each tag and word that is examined."""
     literals = "\0".join([*_literals(tree), *(_WORD.sub("\0", text) for text in rendered)])
     control = (*special, *tokens.values())
     found: dict[str, set[str]] = {ANYWHERE: {token for token in control if token.strip()}}
@@ -102,7 +102,7 @@ def _partner(marker: str) -> str:
 
 
 def _of_elements(text: str, step: Callable[[], None]) -> Iterator[tuple[str, str]]:
-    """Kinds of content and the tags that stand around them; the outermost for all."""
+    """The tags around each kind of content; the outermost apply to all kinds."""
     elements = list(_elements(text, step))
     for word in _WORD.finditer(text):
         step()
@@ -116,7 +116,7 @@ def _of_elements(text: str, step: Callable[[], None]) -> Iterator[tuple[str, str
 
 
 def _elements(text: str, step: Callable[[], None]) -> Iterator[_Element]:
-    """Tags with their closing ones; what is never closed, as in prose, is passed over."""
+    """Tags with their closing tags; a tag that is never closed, as in prose, is skipped."""
     opened: list[re.Match[str]] = []
     for tag in _TAG.finditer(text):
         if not tag[1]:
@@ -133,7 +133,7 @@ def _elements(text: str, step: Callable[[], None]) -> Iterator[_Element]:
 
 
 def _headers(text: str, markers: set[str], step: Callable[[], None]) -> Iterator[str]:
-    """What stands before a turn, where that is a line of words and nothing else is."""
+    """The line before a turn, if it consists of words and there are no other markers."""
     turns = {WORDS[f"{role}.content"] for role in ("user", "assistant")}
     before = 0
     for word in _WORD.finditer(text):

@@ -1,9 +1,9 @@
-"""What a rendering may come to, and the count of what it has come to.
+"""Limits of one rendering, and the meter that counts towards them.
 
 Invariant: whatever a template does is counted before it is done, or is linear in what has been
-counted. Counted are each text and each container as it is made, an element once for each container
-that holds it, the steps, and the processor's time. What an operation could make is told from the
-sizes of its arguments; if it is not known to be linear, their product is taken.
+counted. Counted are each text and each container as it is made (an element once for each container
+that holds it), the steps, and the processor's time. The size of an operation's result is computed
+from the sizes of its arguments; if the operation is not known to be linear, their product is used.
 """
 
 import re
@@ -54,11 +54,11 @@ def _still_wanted() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RenderLimits:
-    """What one rendering may come to.
+    """Limits of one rendering.
 
-    max_bytes: of the text, as UTF-8. max_steps: look-ups, calls and rounds of loops; each takes
-    less than a microsecond or so, on short texts. max_seconds: of the thread's processor time.
-    wanted: asked now and then; when it says no, rendering ends.
+    max_bytes: of the text, as UTF-8. max_steps: look-ups, calls and loop iterations; each takes
+    about a microsecond or less on short texts. max_seconds: the thread's processor time. wanted:
+    called now and then; rendering ends if it returns false.
     """
 
     max_bytes: int = 1 << 24
@@ -201,5 +201,5 @@ def _sum_of(numbers: Iterable[str]) -> int:
 
 
 def listed(value: Any) -> Any:
-    """What can be walked through once alone, as a list, so that its size is known."""
+    """An iterable that can be consumed only once, as a list, so that its size is known."""
     return list(value) if isinstance(value, Iterator) else value

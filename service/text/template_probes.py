@@ -1,8 +1,8 @@
 """Invented chats: rendered when a template is loaded, they show what it does with its input.
 
-Each string of a probe is a word of its own (WORDS), so that it is found again in what is rendered.
-A template may refuse a probe (turns in another order, a role that it does not know): such a probe
-says nothing, and others are asked. No client's chat is ever used for this.
+Each string of a probe is a unique word (WORDS), so that it can be found in the rendered text. A
+template may refuse a probe (turns in another order, an unknown role): that probe shows nothing, and
+others are tried. No client's chat is ever used for this.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

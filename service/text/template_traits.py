@@ -79,8 +79,8 @@ def find_traits(
     special: Iterable[str],
     added: Iterable[str],
 ) -> Traits:
-    """tokens, special, added: as in ChatTemplate. Raises TooMuch: a template that takes so much for
-    a few words is none to serve with."""
+    """Find a template's traits. tokens, special, added: as in ChatTemplate. Raises TooMuch: a
+    template that takes so much for a few words cannot be served."""
     tree = environment.parse(source)
     variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
     free = variables - _NOT_CLIENTS - tokens.keys() - environment.globals.keys()
@@ -106,8 +106,8 @@ def _names(field: str) -> tuple[str, ...]:
 
 
 def _shows(render: _Renderer, asked: list[Probe], role: str, field: str, mentioned: bool) -> bool:
-    """mentioned: whether the field's name stands in the template; one that writes messages as a
-    whole shows it all the same."""
+    """Whether a template shows a field. mentioned: whether the field's name occurs in the template;
+    one that writes messages as a whole shows it all the same."""
     if not mentioned or field != "reasoning_content":  # that depends on settings and on the end
         asked = [probe for probe in asked if not (probe.kwargs or probe.opens)]
     if not mentioned:

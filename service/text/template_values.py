@@ -5,8 +5,8 @@ from typing import Any
 
 
 def as_rendered(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with what transformers adds: thoughts under each name that templates read, and no
-    key without a value."""
+    """A message as transformers passes it to templates: reasoning under each name that templates
+    read, and no key without a value."""
     given = {key: value for key, value in message.items() if value is not None}
     reasoning = given.get("reasoning_content")
     if reasoning is None:

@@ -37,7 +37,7 @@ class Piece:
         return "".join(self.texts)
 
     def parts(self, size: int) -> Iterator["Piece"]:
-        """Pieces of at most so many tokens, which joined are this one."""
+        """Pieces of at most this many tokens each, which together are this one."""
         if len(self.ids) <= size:
             yield self
             return
@@ -51,10 +51,8 @@ class Piece:
 
 
 class TextStream:
-    """Holds back what is not certain. Counts outputs, resumed ones included, for min_tokens.
-
-    Places are counted from the stream's beginning: ids in outputs, text in characters.
-    """
+    """Holds back text that is not certain. Counts outputs, resumed ones included, for min_tokens.
+    Positions are counted from the stream's beginning: ids in outputs, text in characters."""
 
     def __init__(
         self,
@@ -81,11 +79,8 @@ class TextStream:
     def replay(
         self, token_ids: Sequence[int], heard: Callable[[str], object] = str
     ) -> StopMatch | None:
-        """Go through outputs that the client holds already, with their text: none is sent again.
-
-        A part of a character at their end is all that is still to come of them. heard: is told
-        each one's text.
-        """
+        """Process outputs that the client holds already, without sending their text. If they end
+        within a character, the rest of it comes later. heard: called with each one's text."""
         for token_id in token_ids:
             text, match = self._read(token_id)
             heard(text)
@@ -111,7 +106,7 @@ class TextStream:
         self._keep(token_id, "", logprob)
 
     def take(self) -> Piece | None:
-        """What may be sent now, or None."""
+        """What can be sent now, or None."""
         held = self._finder.held if self._finder is not None else 0
         # What is held never begins earlier than before, so each mark is passed once.
         while self._marks and self._marks[0][1] <= self._chars - held:
@@ -142,7 +137,7 @@ class TextStream:
             self._logprobs.append(logprob)
 
     def _cut(self, match: StopMatch) -> None:
-        """Take the text behind the cut from the tokens that wait; of a resumed stream, some of the
+        """Remove the text after the cut from the pending tokens; of a resumed stream, a part of the
         stop string may have been sent."""
         cut = match.end if self._include_stop else match.start
         excess = self._chars - max(cut, self._gone_chars)

@@ -1,7 +1,7 @@
-"""Whether a prompt leaves its last turn in thoughts, or lets the model open them.
+"""Whether a prompt ends inside the model's reasoning, or lets the model begin it.
 
-Invariant: told from the prompt's end, from what the template asks for, and from what stands in a
-message that the model is to continue; never from any other message.
+Invariant: this follows from the prompt's end, from the template's options, and from the message
+that the model is to continue; never from any other message.
 """
 
 import enum

@@ -37,7 +37,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(slots=True)
 class TokenizerFiles:
-    """What the files say. templates: by name; a single one is called default."""
+    """The content of the files. templates: by name; a single one is called default."""
 
     named: dict[str, AddedToken] = field(default_factory=dict)
     added: dict[int, AddedToken] = field(default_factory=dict)  # by the id that a file gives

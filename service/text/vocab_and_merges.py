@@ -1,8 +1,7 @@
-"""GPT-2's tokenizer where there is no tokenizer.json, as in folders of its first years: vocab.json
-and merges.txt.
+"""GPT-2's tokenizer from vocab.json and merges.txt, for old folders without a tokenizer.json.
 
-Invariant: what is made splits text as transformers' class for GPT-2 does. Other families have files
-of the same names and split text otherwise, which nothing in them says: they are refused, with the
+Invariant: the result splits text as transformers' class for GPT-2 does. Other families have files
+of the same names but split text differently, which the files do not say: they are refused, with the
 command that writes a tokenizer.json.
 """
 

@@ -1,10 +1,10 @@
 """Threads for the work on calls' prompts: rendering, tokenizing, replaying.
 
-Invariant: this work waits for nothing else, and nothing else waits for it. A call that has ended
-leaves no job behind: one that waits is gone at once, one that runs is asked to end (`wanted` says
-no) and its result is dropped. The threads are daemons: neither shutdown nor the process's end waits
-for them. What waits is bounded in bytes; clients take turns, and prompts that are large never have
-the last thread.
+Invariant: this work waits for nothing else, and nothing else waits for it. A call that ends leaves
+no job behind: a waiting job is removed at once, a running one is asked to stop (`wanted` returns
+false) and its result is dropped. The threads are daemons: neither shutdown nor the process's end
+waits for them. What waits is bounded in bytes; clients take turns, and large prompts never get the
+last thread.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from quire.service import malloc_memory
 from quire.service.errors import Refusal, prompts_waiting, shutting_down
+from quire.service.panics import as_exception
 
 T = TypeVar("T")
 Wanted = Callable[[], bool]
@@ -26,7 +27,7 @@ MAX_WAITING_BYTES = 128 << 20  # of all prompts that wait
 
 
 class NotWanted(Exception):
-    """The call has ended, and nobody waits for the rest of its work."""
+    """The call has ended, so the rest of its work is not needed."""
 
 
 def check_wanted(wanted: Wanted) -> None:
@@ -36,7 +37,7 @@ def check_wanted(wanted: Wanted) -> None:
 
 
 class _Job:
-    """One call's work. `wanted` turns false when nobody waits for it any more."""
+    """One call's work. `wanted` turns false when the call has ended."""
 
     __slots__ = ("client", "done", "loop", "size", "wanted", "work")
 
@@ -52,10 +53,8 @@ class _Job:
         """On a thread."""
         try:
             result = self.work(lambda: self.wanted)
-        except StopIteration as ended:  # which no future can hold
-            self._tell(None, RuntimeError(repr(ended)))
         except BaseException as error:  # it holds this frame, so no name here may hold it
-            self._tell(None, error)
+            self._tell(None, as_exception(error))
         else:
             self._tell(result, None)
 
@@ -115,15 +114,13 @@ class PromptWorkers:
         self._changed = threading.Condition()
         self._small, self._large = _Lane(), _Lane()
         self._closed = False
-        self._open: set[_Job] = set()  # those that somebody waits for
+        self._open: set[_Job] = set()  # jobs whose call is still open
         self.waiting = 0  # jobs
         self.waiting_bytes = 0
 
     async def run(self, work: Callable[[Wanted], T], client: str = "", size: int = 0) -> T:
-        """What work(wanted) returns or raises; it is to look at `wanted()` between its stages.
-
-        client: whose turn it takes. size: the prompt's bytes. Raises Refusal if too many wait.
-        """
+        """What work(wanted) returns or raises; it must check `wanted()` between its stages. client:
+        whose turn it takes. size: the prompt's bytes. Raises Refusal if too many wait."""
         job = _Job(work, client, size)
         self._put(job)
         self._open.add(job)
@@ -134,8 +131,8 @@ class PromptWorkers:
             self._drop(job)
 
     def close(self) -> None:
-        """Begin nothing more. Waits for nobody: calls whose prompts wait, or are being read, end
-        with UNAVAILABLE at once."""
+        """Start nothing more, and wait for nothing: calls whose prompts wait, or are being read,
+        end with UNAVAILABLE at once."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -157,7 +154,7 @@ class PromptWorkers:
             self._start_thread(any_size=bool(self._threads))
 
     def _drop(self, job: _Job) -> None:
-        """Nobody waits for it any more."""
+        """Remove a job that is not wanted any more."""
         job.wanted = False
         self._open.discard(job)
         with self._changed:

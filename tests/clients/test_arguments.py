@@ -327,3 +327,9 @@ def test_any_client_at_all_is_made_or_refused(options: dict[str, Any]) -> None:
         Client(**options).close()
     except OptionError as error:
         assert str(error).encode()
+
+
+@pytest.mark.parametrize("value", [1e-300, -1e-300, 5e-324])
+def test_a_number_next_to_zero_is_not_sent_as_zero(value: float) -> None:
+    sent = build_request("Hi", {"top_p": value}).sampling.top_p
+    assert sent and (sent < 0) == (value < 0)

@@ -204,7 +204,7 @@ def test_tokenize_prints_ids_that_generate_reads(server: Any) -> None:
 
 def test_stats_as_table_and_json(server: Any) -> None:
     done = quire("stats", "-a", server.address)
-    assert "50 of 200 prompt tokens found (25.0 %)" in done.stdout
+    assert "50 of 200 prompt tokens cached (25.0 %)" in done.stdout
     assert "RESOURCE_EXHAUSTED 3" in done.stdout
     found = json.loads(quire("stats", "--json", "-a", server.address).stdout)
     assert found["cache"]["blocks_total"] == 6

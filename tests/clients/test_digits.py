@@ -13,7 +13,7 @@ from quire.clients.help import NoNumber
 from quire.clients.loadtest.summary import parse_limits
 from quire.clients.loadtest.workload import Span
 from quire.engine.errors import ConfigError
-from quire.service.cli.torchrun import terms
+from quire.service.cli.torchrun import options
 from quire.service.environment import read_environment
 
 ODD = ["", " ", "٣", "３", "𝟓", "²", "1_000", " 5", "5 ", "5\n", "+5", "--5", "0x10", "5,0", "½"]
@@ -69,7 +69,7 @@ def test_nor_do_variables_and_words_of_several_numbers_take_it(text: str) -> Non
         read_environment({"QUIRE_PORT": text}, {"port": int})
     torchrun = {"TORCHELASTIC_RUN_ID": "x", "GROUP_WORLD_SIZE": text, "GROUP_RANK": "0"}
     with pytest.raises(ConfigError, match="GROUP_WORLD_SIZE"):
-        terms({**torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"})
+        options({**torchrun, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"})
     for word in (f"{text}:7", f"7:{text}"):
         with pytest.raises(OptionError):
             Span.parse("prompt-tokens", word)

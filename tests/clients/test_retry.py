@@ -7,7 +7,7 @@ import pytest
 
 from quire.clients import RetryPolicy
 from quire.clients.errors import Details, call_error
-from quire.clients.retry import Tries
+from quire.clients.retry import RetryState
 
 
 def unavailable(retry_after: float | None = None) -> object:
@@ -17,7 +17,7 @@ def unavailable(retry_after: float | None = None) -> object:
 
 
 def waits(policy: RetryPolicy) -> list[float]:
-    tries, error = Tries(policy, None), unavailable()
+    tries, error = RetryState(policy, None), unavailable()
     found = []
     while True:
         tries.begin()
@@ -44,7 +44,7 @@ def test_clients_of_a_restarted_server_do_not_return_in_step() -> None:
 
 
 def test_a_servers_wish_is_waited_for_at_least() -> None:
-    tries = Tries(RetryPolicy(first_backoff=0.1, max_pushback=5.0), None)
+    tries = RetryState(RetryPolicy(first_backoff=0.1, max_pushback=5.0), None)
     tries.begin()
     assert tries.wait_after(unavailable(3.0)) == pytest.approx(3.0)  # type: ignore[arg-type]
     assert tries.wait_after(unavailable(6.0)) is None  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def test_a_servers_wish_is_waited_for_at_least() -> None:
 
 def test_the_longest_policy_does_not_overflow() -> None:
     policy = RetryPolicy(attempts=1_000_000, first_backoff=0.0, max_backoff=0.0)
-    tries = Tries(policy, None)
+    tries = RetryState(policy, None)
     for _ in range(3000):
         tries.begin()
     assert tries.wait_after(unavailable()) == 0.0  # type: ignore[arg-type]

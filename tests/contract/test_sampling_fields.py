@@ -1,5 +1,5 @@
 """Each field of SamplingParams goes the whole way: what the contract takes is honoured, and refused
-where it cannot be, over every face. `docs/extending.md` tells of the way.
+where it cannot be, over every API. `docs/extending.md` tells of the way.
 
 They would catch a field that was added to the contract and left out further on: it would be
 accepted, and ignored.

@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from support.harness import ask, generate, run, serving
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.small_engine import Setup, build_core, load_model, model_config
 from support.small_engine import run as run_core
 from support.toy_device import ToyDevice
@@ -235,7 +236,7 @@ def test_vllm_23347_planned_in_this_step_and_preempted() -> None:
         while simulator.open:
             simulator.launch()  # looks at each row of the plan: running, and of today's epoch
             drawn = {row.key for row in simulator.in_flight[-1][0].rows}
-            running = {r.key: r for r in simulator.scheduler.roster.running}
+            running = {r.key: r for r in simulator.scheduler.state.running}
             if drawn == {2} and 3 in running:
                 waited += 1  # the last admitted is planned, and no block is left for the other
                 assert running[3].admission < running[2].admission
@@ -340,7 +341,7 @@ def test_mini_sglang_111_abort_of_a_request_in_the_step_in_flight(when: int) -> 
         simulator.submit(request(key, [key] * 7, 9))
     for turn in range(60):
         if turn == when:
-            (aborted,) = simulator.scheduler.roster.by_key[2]
+            (aborted,) = simulator.scheduler.state.by_key[2]
             held, free = list(aborted.block_table), simulator.pool.num_free
             assert turn == 0 or (aborted.in_flight and held)
             simulator.abort(2)

@@ -12,9 +12,7 @@ WIDTH, GAP, LEFT = 150, 26, 170
 def draw() -> Canvas:
     """Texts above and below, the store between them, names over the blocks."""
     canvas = Canvas("Blocks and hashes", 900, 560)
-    canvas.heading(
-        20, 30, "A block has a name: the hash of the name before it and of its own tokens"
-    )
+    canvas.heading(20, 30, "A block's hash is the hash of the one before it and of its own tokens")
     for name, words, colour, y in TEXTS:
         _text(canvas, name, words, colour, y)
     _store(canvas)
@@ -23,7 +21,7 @@ def draw() -> Canvas:
 
 
 def _text(canvas: Canvas, name: str, words: tuple[str, ...], colour: str, y: int) -> None:
-    names = ("h1", "h2", "h3" if colour == "orange" else "h3'", "no name yet")
+    names = ("h1", "h2", "h3" if colour == "orange" else "h3'", "no hash yet")
     canvas.box(20, y, 110, 48, [name, "its block table"])
     canvas.arrow((130, y + 24), (LEFT - 2, y + 24))
     for index, word in enumerate(words):
@@ -38,13 +36,13 @@ def _text(canvas: Canvas, name: str, words: tuple[str, ...], colour: str, y: int
 
 
 def _store(canvas: Canvas) -> None:
-    canvas.heading(20, 186, "The store: blocks lie anywhere, a table says where")
+    canvas.heading(20, 186, "The cache: blocks are anywhere, a table says where")
     holders = {1: "A and B", 3: "A", 4: "A and B", 6: "B", 2: "A", 7: "B"}
     fills = {1: "green", 4: "green", 3: "orange", 2: "orange", 6: "purple", 7: "purple"}
     inside = {4: "h1", 1: "h2", 3: "h3", 6: "h3'", 2: "written to", 7: "written to", 5: "h9, free"}
     for block in range(8):
         x = 20 + block * 108
-        says = "null block" if block == 0 else holders.get(block, "nobody")
+        says = "null block" if block == 0 else holders.get(block, "no owner")
         canvas.box(
             x,
             202,
@@ -54,7 +52,9 @@ def _store(canvas: Canvas) -> None:
             fills.get(block, "plain"),
         )
     canvas.note(
-        20, 284, "Two tables name blocks 4 and 1: they are held twice and never written to again."
+        20,
+        284,
+        "Blocks 4 and 1 are in two tables (reference count 2), and never written to again.",
     )
 
 
@@ -66,11 +66,11 @@ def _rules(canvas: Canvas) -> None:
         140,
         [
             "A hit",
-            "The longest known beginning is shared, whole blocks of it.",
-            "Of one block more the equal first tokens are copied.",
-            "At least one token is left: it tells what comes next.",
-            "Tokens are compared too, not hashes alone.",
-            "scheduling/prefix_cache.py: match, match_head",
+            "The longest cached prefix is shared, in whole blocks.",
+            "The matching first tokens of one more block are copied.",
+            "At least one token is left to compute, for the logits.",
+            "Tokens are compared too, not only hashes.",
+            "scheduling/prefix_cache.py: match, match_partial",
         ],
         "blue",
     )
@@ -80,11 +80,11 @@ def _rules(canvas: Canvas) -> None:
         420,
         140,
         [
-            "A free block with a memory",
-            "Block 5 belongs to nobody and still holds what h9 says.",
-            "Whoever begins like that has it; whoever needs room",
-            "takes it, the longest unused first, and only then",
-            "is it forgotten. So a cache costs no memory.",
+            "A free block keeps its content",
+            "Block 5 has no owner and still holds the tokens of h9.",
+            "A request with that prefix can use it. If blocks run",
+            "out, the longest unused is taken first, and only then",
+            "forgotten. So caching costs no extra memory.",
             "scheduling/block_pool.py: allocate, release",
         ],
         "blue",

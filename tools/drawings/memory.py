@@ -6,7 +6,7 @@ LEFT, STEP = 230, 160
 ROWS = (
     (
         "a cache block",
-        "tables hold it",
+        "the tables it is in",
         0,
         3.0,
         "free when the last step\nin flight is applied",
@@ -19,10 +19,10 @@ ROWS = (
         1.0,
         "until its event; a ring, one longer than in flight",
     ),
-    ("pinned result", "the step whose tokens", 0.6, 1.6, "until it has been read by the host"),
+    ("pinned result", "the step that sampled", 0.6, 1.6, "until it has been read by the host"),
     ("graph's outputs", "the replay", 0.4, 1.4, "until the next replay, in stream order"),
     (
-        "a stream's words",
+        "pending outputs",
         "the event loop",
         1.6,
         2.6,
@@ -52,8 +52,8 @@ def draw() -> Canvas:
         [
             "Why blocks outlive their request",
             "Step 3 was launched before R's end was seen, and still",
-            "writes for it. Its blocks and slot go to nobody before",
-            "step 3 has been applied: Completion, Roster.",
+            "writes for it. Its blocks and slot are not reused before",
+            "step 3 has been applied: Completion, SchedulerState.",
         ],
         "blue",
     )
@@ -64,9 +64,9 @@ def draw() -> Canvas:
         88,
         [
             "A preempted request gives its blocks at once",
-            "What a step in flight still writes there is written over",
-            "in stream order before anybody reads it, and the epoch",
-            "of the row tells that its result is to be dropped.",
+            "What a step in flight still writes there is overwritten",
+            "in stream order before it is read, and by the epoch",
+            "of the row its result is recognised and dropped.",
         ],
         "blue",
     )

@@ -16,8 +16,8 @@ BELOW = (
         "engine/loop/heartbeat.py",
     ),
     (
-        "Last words",
-        "what an engine that dies has said is",
+        "Outputs before death",
+        "what a dying engine has sent is",
         "delivered before its streams fail",
         "engine/client/child.py",
     ),
@@ -46,7 +46,7 @@ def _pair(canvas: Canvas, y: int, labels: tuple[str, str], link: str) -> None:
         y,
         350,
         96,
-        ["event loop", "gRPC, HTTP, text, streams", "the Pacer joins words", f"engine/{link}"],
+        ["event loop", "gRPC, HTTP, text, streams", "the Pacer merges outputs", f"engine/{link}"],
         "blue",
     )
     canvas.box(
@@ -57,7 +57,7 @@ def _pair(canvas: Canvas, y: int, labels: tuple[str, str], link: str) -> None:
         [
             "engine's loop",
             "inbox, plan, run, apply, outlet",
-            "knows nothing of the other side",
+            "does not know the other side",
             "engine/loop/loop.py",
         ],
         "orange",

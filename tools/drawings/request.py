@@ -19,7 +19,7 @@ def draw() -> Canvas:
         [
             "the device",
             "slots, captured graphs, kernels: what was sampled is the next step's input,",
-            "and never visits the host before that",
+            "without a round trip to the host",
         ],
         "green",
     )
@@ -29,15 +29,15 @@ def draw() -> Canvas:
 SERVICE = (
     (
         40,
-        "1  let in",
-        "who calls, what it may have,",
+        "1  admitted",
+        "authentication, limits,",
         "could it start in time",
         "rpc/call_admission.py",
     ),
     (
         250,
         "2  checked, rendered",
-        "every field in one place;",
+        "every field is checked;",
         "template, tokenizer",
         "rpc/validation.py",
     ),
@@ -45,7 +45,7 @@ SERVICE = (
         670,
         "7  written",
         "ids become text; stop strings",
-        "and halves of characters wait",
+        "and partial characters wait",
         "rpc/responses.py",
     ),
 )
@@ -60,8 +60,8 @@ ENGINE = (
     (
         250,
         "4  planned",
-        "computed chases known;",
-        "blocks that are known are hit",
+        "computed chases known tokens;",
+        "cached blocks are hit",
         "scheduling/scheduler.py",
     ),
     (460, "5  run", "uploads what changed,", "replays a graph or launches", "runner/runner.py"),
@@ -92,14 +92,14 @@ def _service(canvas: Canvas) -> None:
 
 
 def _engine(canvas: Canvas) -> None:
-    canvas.box(20, 288, 860, 138, ["engine/   ids alone, never text"], "orange", top=True)
+    canvas.box(20, 288, 860, 138, ["engine/   only ids, never text"], "orange", top=True)
     for x, *lines in ENGINE:
         canvas.box(x, 320, 190, 88, lines)
     for x in (230, 440, 650):
         canvas.arrow((x, 364), (x + 18, 364))
     canvas.arrow((345, 230), (345, 262), (135, 262), (135, 318))
     canvas.note(150, 280, "a frozen value over the link: another thread, or another process")
-    canvas.arrow((765, 320), (765, 232), label="a batch a step")
+    canvas.arrow((765, 320), (765, 232), label="a batch per step")
     canvas.arrow((500, 408), (500, 468))
     canvas.note(506, 463, "launched")
     canvas.arrow((765, 470), (765, 410), label="a step later")

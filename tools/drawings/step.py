@@ -17,9 +17,9 @@ def _device(canvas: Canvas) -> None:
     canvas.box(20, 44, 860, 108, (), "green")
     parts = (
         (34, 118, ["inputs", "positions, slots", "prepare_decode"]),
-        (170, 118, ["embedding", "a row a token", "embed"]),
+        (170, 118, ["embedding", "a row per token", "embed"]),
         (306, 170, ["layers, one by one", "four products and", "attention in each"]),
-        (494, 118, ["norm, head", "logits", "a row a request"]),
+        (494, 118, ["norm, head", "logits", "a row per request"]),
         (630, 118, ["sampler", "penalties, filters,", "a draw by position"]),
         (766, 100, ["advance", "the token is", "the next input"]),
     )
@@ -30,7 +30,7 @@ def _device(canvas: Canvas) -> None:
 
 
 def _layer(canvas: Canvas) -> None:
-    canvas.heading(20, 190, "A layer: five launches, with what stands around them fused in")
+    canvas.heading(20, 190, "A layer: five launches, with the operations around them fused in")
     parts = (
         ["norm, qkv", "one product", "for all heads"],
         ["attention", "q/k norm, rotation, write", "of k and v, all blocks read"],
@@ -68,5 +68,5 @@ def _host(canvas: Canvas) -> None:
         20,
         496,
         "A plan needs no token of the step before it: it counts a placeholder for each. "
-        "That one ended is seen a step late, and what it drew is dropped.",
+        "An end is noticed a step late, and what was sampled after it is dropped.",
     )

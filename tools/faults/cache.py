@@ -110,7 +110,7 @@ FAULTS = (
     ),
     Fault(
         "tgi-2489: blocks that were never computed stay as a prefix",
-        "engine/scheduling/roster.py",
+        "engine/scheduling/scheduler_state.py",
         "        was, request.status = request.status, Status.FINISHED\n"
         "        if was is Status.RUNNING:\n",
         "        was, request.status = request.status, Status.FINISHED\n"

@@ -110,6 +110,16 @@ WORK = (
         "RenderLimits(wanted=wanted)",
         (HOLDS + "what_a_chat_may_become_is_bounded_before_it_is_rendered",),
     ),
+    Fault(
+        "quire: a call whose text a library panics at is never answered",
+        "service/panics.py",
+        "isinstance(error, Exception) and not isinstance(error, StopIteration)",
+        "not isinstance(error, StopIteration)",
+        (
+            WORKERS + "a_library_that_panics_ends_its_call_and_no_other",
+            WORKERS + "a_tokenizer_that_panics_while_it_is_read_is_named",
+        ),
+    ),
 )
 
 TEXT = (

@@ -59,7 +59,7 @@ FAULTS = (
         "        if key:\n            self._later",
         (
             "tests/engine/runner/test_spare_time.py"
-            "::test_rows_of_one_token_are_never_captured_in_spare_time",
+            "::test_rows_of_one_token_that_were_met_are_captured_at_once_not_later",
         ),
     ),
     Fault(
@@ -126,8 +126,8 @@ FAULTS = (
     Fault(
         "captured: null rows run more tokens in spare time than their table has room for",
         "engine/runner/runner.py",
-        "            if key.shape.prefill_tokens <= self._sizes.context_bounds[-1]:",
-        "            if True:",
+        "min(self._sizes.context_bounds[-1], _REPLAYED)",
+        "_REPLAYED",
         (
             "tests/engine/runner/test_spare_time.py"
             "::test_what_is_captured_in_spare_time_is_replayed_once_if_null_rows_hold_its_tokens",
@@ -153,8 +153,8 @@ FAULTS = (
     Fault(
         "attention: the two results of a mixed step are joined by a copy",
         "engine/model/layers/attention.py",
-        "    _decode(ops, q[:decode], k_cache, v_cache, batch, scale, window, out[:decode])\n",
-        "    out[:decode] = _decode(ops, q[:decode], k_cache, v_cache, batch, scale, window)\n",
+        "        ops.rope_decode_attention(*ones, out=out[:decode])\n",
+        "        out[:decode] = ops.rope_decode_attention(*ones)\n",
         (
             "tests/engine/runner/test_paged_attention.py"
             "::test_both_kernels_of_a_mixed_step_write_into_its_result",

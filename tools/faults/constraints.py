@@ -9,7 +9,6 @@ EDITS = "tests/engine/runner/test_logit_edits.py::test_"
 THOUGHTS = "tests/service/constraints/test_thoughts.py::test_"
 DEEP = "tests/service/constraints/test_deep_threads.py::test_"
 TOGETHER = "tests/service/constraints/test_matcher_batch.py::test_"
-KEPT = "tests/engine/runner/test_runner.py::test_"
 RUNNER_GRAPHS = "tests/engine/runner/test_runner_graphs.py::test_"
 MASKS = "tests/engine/runner/test_masks.py::test_"
 TOOLS = "tests/service/answers/test_tool_grammar.py::test_"
@@ -223,8 +222,8 @@ FAULTS = (
     ),
     Fault(
         "constraint: a schema asks for leniency and gets it",
-        "service/constraints/sources.py",
-        '"lenient": False, ',
+        "service/constraints/schema_checks.py",
+        "    _check_strict(schema)\n",
         "",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),
@@ -313,41 +312,6 @@ FAULTS = (
         (HOSTILE + "a_grammar_that_forces_text_without_an_end_holds_nobody_up",),
     ),
     Fault(
-        "constraint: a name of the schema's is written in codes, with another's value",
-        "service/constraints/formats.py",
-        '{**made, "x-guidance": {**_ESCAPES, **options}}',
-        "made",
-        (SUITE + "a_name_of_the_schema_s_is_not_written_in_other_letters",),
-    ),
-    Fault(
-        "constraint: a number that is left out is written where the other bound is near",
-        "service/constraints/formats.py",
-        "            _close(found, left_out)\n",
-        "            pass\n",
-        (SUITE + "a_number_that_a_bound_leaves_out_is_not_written",),
-    ),
-    Fault(
-        "constraint: a format whose letters are written as codes is llguidance's",
-        "service/constraints/formats.py",
-        '"\\\\u" in text or ',
-        "",
-        (SUITE + "a_time_is_one_that_readers_take",),
-    ),
-    Fault(
-        "constraint: a number of a value may be one that no double is",
-        "service/constraints/sources.py",
-        "            elif value_of:\n",
-        "            elif False:\n",
-        (SUITE + "a_value_that_llguidance_would_round_is_refused",),
-    ),
-    Fault(
-        "constraint: a bound of numbers is one that no double is",
-        "service/constraints/sources.py",
-        "MAX_NUMBER = 2**53 ",
-        "MAX_NUMBER = 2**60 ",
-        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
-    ),
-    Fault(
         "constraint: what a regex forces is looked for to its end at each token",
         "service/constraints/sources.py",
         """{made}\\n{_NO_FORCING}"
@@ -374,6 +338,13 @@ FAULTS = (
         "constraint: a grammar of JSON goes past all that is checked",
         "service/constraints/sources.py",
         'text.lstrip().startswith("{")',
+        "False",
+        (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
+    ),
+    Fault(
+        "constraint: no_forcing = false is passed over",
+        "service/constraints/sources.py",
+        'name == "no_forcing" and options[name] is False',
         "False",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),

@@ -5,7 +5,7 @@ from faults.fault import Fault
 CACHE = "tests/engine/runner/test_compiled_cache.py::test_"
 SEALED = "tests/kernels/test_sealed.py::test_"
 AHEAD = "tests/engine/runner/test_compile_ahead.py::test_"
-HEAD = "tests/engine/runner/test_head_start.py::test_"
+HEAD = "tests/engine/runner/test_early_start.py::test_"
 LOADED = "tests/engine/startup/test_loaded_beside.py::test_"
 SPARE = "tests/engine/runner/test_spare_time.py::test_"
 BESIDE = "tests/engine/startup/test_sized_beside.py::test_"
@@ -151,7 +151,7 @@ FAULTS = (
     Fault(
         "a start: the vocabulary of constraints is read when the engine is ready",
         "service/app/server.py",
-        "            reading = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))\n",
+        "            beside = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))\n",
         "",
         ("tests/service/app/test_vocabulary_beside.py",),
     ),
@@ -209,13 +209,27 @@ FAULTS = (
         "first start: every process compiles everything",
         "engine/runner/compile_worker.py",
         "[_fork(work) for",
-        "[_fork(partial(compile_some, in_order, numbers(len(in_order)), tell)) for",
+        "[_fork(partial(compile_some, in_order, numbers(0, len(in_order)), tell)) for",
+        (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
+    ),
+    Fault(
+        "first start: the longest kernel is begun when all are known",
+        "engine/runner/compile_worker.py",
+        "in first.items() if name.split()[0] in LONGEST]",
+        "in first.items() if name in LONGEST]",
+        (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
+    ),
+    Fault(
+        "first start: a kernel that is begun before the others is compiled once more",
+        "engine/runner/compile_worker.py",
+        "numbers(len(longest), len(in_order))",
+        "numbers(0, len(in_order))",
         (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
     ),
     Fault(
         "first start: what there is to compile is found with torch's compiler",
         "engine/runner/compile_worker.py",
-        "with offline.noted() as kernels, Outlines():",
+        "with offline.noted() as kernels, MetaShapes():",
         "with offline.noted() as kernels:",
         (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
     ),
@@ -228,15 +242,15 @@ FAULTS = (
     ),
     Fault(
         "first start: a shape is found that torch does not find",
-        "kernels/outlines.py",
+        "kernels/meta_shapes.py",
         "and all(size in (1, most) for size, most in sizes)",
         "",
-        ("tests/kernels/test_outlines.py::test_what_is_not_as_simple_is_left_to_torch",),
+        ("tests/kernels/test_meta_shapes.py::test_what_is_not_as_simple_is_left_to_torch",),
     ),
     Fault(
         "first start: forks outlive the engine",
         "engine/runner/compile_worker.py",
-        "        lifeline.hold_to(sys.stdin)\n        work",
+        "        lifeline.end_with_parent(sys.stdin)\n        work",
         "        work",
         (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
     ),

@@ -1,4 +1,4 @@
-"""Faults of the gateway's face: whose calls an abort reaches, and what a subscriber is told."""
+"""Faults of the gateway's API: whose calls an abort reaches, and what a subscriber is told."""
 
 from faults.fault import Fault
 
@@ -10,7 +10,7 @@ _ASKING = "service/gateway/request_mapping.py"
 
 
 def _face(name: str) -> tuple[str, ...]:
-    return (f"tests/service/gateway/test_gateway_face.py::test_{name}",)
+    return (f"tests/service/gateway/test_gateway_frontend.py::test_{name}",)
 
 
 _SNAPSHOT = _face("a_subscriber_gets_a_snapshot_and_then_what_changes")

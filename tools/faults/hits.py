@@ -3,7 +3,7 @@
 from faults.fault import Fault
 
 _CACHE = "engine/scheduling/prefix_cache.py"
-_ROSTER = "engine/scheduling/roster.py"
+_STATE = "engine/scheduling/scheduler_state.py"
 _SCHEDULER = "engine/scheduling/scheduler.py"
 
 
@@ -31,8 +31,8 @@ FAULTS = (
     Fault(
         "hits: more counts as copied than is equal",
         _CACHE,
-        "                best = Head(block, equal)\n",
-        "                best = Head(block, len(wanted) // _TOKEN_BYTES)\n",
+        "                best = PartialMatch(block, equal)\n",
+        "                best = PartialMatch(block, len(wanted) // _TOKEN_BYTES)\n",
         _LONGEST,
     ),
     Fault(
@@ -86,14 +86,14 @@ FAULTS = (
     ),
     Fault(
         "hits: what is to be copied counts as computed at once",
-        _ROSTER,
+        _STATE,
         "request.num_applied_tokens = len(shared) * self.pool.block_size",
         "request.num_applied_tokens = computed",
         _hits("what_a_fork_copied_is_known_only_once_its_step_was_applied"),
     ),
     Fault(
         "hits: a request that failed leaves its tail",
-        _ROSTER,
+        _STATE,
         "        if reason is not FinishReason.ERROR:\n",
         "        if reason:\n",
         _hits("a_request_that_failed_leaves_no_tail"),

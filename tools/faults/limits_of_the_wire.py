@@ -27,4 +27,15 @@ FAULTS = (
         "if b.level(now) <= b.burst}",
         LIMITS,
     ),
+    Fault(
+        "client: a number next to zero is sent as zero",
+        "clients/single_precision.py",
+        "math.copysign(max(abs(value), _LEAST), value) if value else value",
+        "value",
+        (
+            "tests/clients/test_arguments.py::test_a_number_next_to_zero_is_not_sent_as_zero",
+            "tests/clients/openai/test_openai_fields.py"
+            "::test_what_is_next_to_zero_is_not_told_as_zero",
+        ),
+    ),
 )

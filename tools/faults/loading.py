@@ -55,9 +55,9 @@ FAULTS = (
     Fault(
         "smg-2426: a stale abort is an error",
         "engine/scheduling/scheduler.py",
-        "        for request in tuple(self.roster.by_key.get(key, ())):\n"
+        "        for request in tuple(self.state.by_key.get(key, ())):\n"
         "            self.counters.aborted_in_flight",
-        "        for request in tuple(self.roster.by_key[key]):\n"
+        "        for request in tuple(self.state.by_key[key]):\n"
         "            self.counters.aborted_in_flight",
         regression("smg_2426_stale_or_repeated_abort"),
     ),

@@ -48,7 +48,7 @@ FAULTS = (
     Fault(
         "quire: the deadman counts the silence of a server that leaves",
         "service/app/process.py",
-        "        await asyncio.wait({guarded})  # from here on nobody gives signs of life\n",
+        "        await asyncio.wait({guarded})  # from here on the loop gives no sign of life\n",
         "",
         ("tests/service/app/test_guardian.py::test_whoever_leaves_is_held_to_no_signs_of_life",),
     ),

@@ -54,14 +54,14 @@ FAULTS = (
     Fault(
         "nodes: what they are to have in common is not looked at",
         "engine/parallel/join_listener.py",
-        "        words = difference(self._terms, terms, heard.node)\n",
-        "        words = None\n",
+        "        message = difference(self._node_config, node_config, heard.node)\n",
+        "        message = None\n",
         (JOINING + "a_node_with_other_terms_is_refused_on_both_sides",),
     ),
     Fault(
         "nodes: what keeps the ranks from starting is said on node 0 alone",
         "engine/parallel/ranks.py",
-        "            node.tell(Kind.REFUSED, words=words)\n",
+        "            node.send(Kind.REFUSED, message=message)\n",
         "            node.channel.end()\n",
         (NODES + "what_keeps_a_rank_from_starting_is_said_on_every_node",),
     ),
@@ -75,7 +75,7 @@ FAULTS = (
     Fault(
         "nodes: an end that is meant is none to the other nodes",
         "engine/parallel/ranks.py",
-        "            node.tell(Kind.STOP)\n",
+        "            node.send(Kind.STOP)\n",
         "            node.channel.end()\n",
         (NODES + "ranks_of_all_nodes_are_built_and_stopped",),
     ),
@@ -85,7 +85,7 @@ FAULTS = (
         "environment.pop(VARIABLE, None)",
         "environment.get(VARIABLE)",
         (
-            "tests/engine/parallel/test_secret_and_terms.py::test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves",
+            "tests/engine/parallel/test_secret_and_node_config.py::test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves",
         ),
     ),
 )

@@ -87,7 +87,7 @@ FAULTS = (
     Fault(
         "openai: a number that the contract cannot hold goes on as infinity",
         "clients/openai/fields.py",
-        "        elif not -_FLOAT <= value <= _FLOAT:\n",
+        "        elif not -MAX_FLOAT32 <= value <= MAX_FLOAT32:\n",
         "        elif False:\n",
         (FIELDS + "what_the_contract_cannot_hold_is_told_as_it_was_given",),
     ),
@@ -108,7 +108,7 @@ FAULTS = (
     ),
     Fault(
         "openai: choices of several prompts are counted from nought for each",
-        "clients/openai/asked.py",
+        "clients/openai/parsed_body.py",
         "                message.delta.index += place * self.each\n",
         "                pass\n",
         (CLIENT + "several_prompts_are_one_answer_whole_and_streamed",),

@@ -5,6 +5,7 @@ from faults.fault import Fault
 CLIENT = "tests/service/openai/test_openai_client.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
+LINES = "tests/service/openai/test_request_lines.py::test_"
 
 FAULTS = (
     Fault(
@@ -55,5 +56,36 @@ FAULTS = (
         'no_responses = guarded(_no_responses, "responses")\n',
         "no_responses: Endpoint = _no_responses\n",
         (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
+    ),
+    Fault(
+        "openai: prompts that can never begin together are told to ask again",
+        "service/openai/generation.py",
+        "parsed.prompts > most",
+        "False",
+        (
+            "tests/service/openai/test_several_prompts.py"
+            "::test_more_prompts_than_can_ever_begin_together_are_not_asked_for_again",
+        ),
+    ),
+    Fault(
+        "openai: a body in chunks of one byte holds up everybody",
+        "service/openai/connection.py",
+        "self._chunks > MANY_CHUNKS",
+        "False and self._chunks > MANY_CHUNKS",
+        (LINES + "a_body_comes_in_as_many_chunks_as_its_bytes_need",),
+    ),
+    Fault(
+        "openai: as many headers are read as come at once",
+        "service/openai/connection.py",
+        "range(0, len(data), MAX_HEADER_BYTES)",
+        "range(0, len(data), 1 << 30)",
+        (LINES + "headers_that_come_all_at_once_are_read_as_far_as_they_may_go",),
+    ),
+    Fault(
+        "openai bodies: of nothing but faults all are looked for",
+        "clients/openai/faults.py",
+        "        if len(self.found) >= MAX_FAULTS:\n",
+        "        if False:\n",
+        (FIELDS + "of_very_many_faults_no_more_are_looked_for_than_are_told",),
     ),
 )

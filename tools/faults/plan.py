@@ -110,7 +110,7 @@ FAULTS = (
     Fault(
         "after a fault: rows before the ruined one lose their ends",
         "engine/scheduling/completion.py",
-        "            self._roster.emit(*outputs)  # those of the rows before it are valid\n",
+        "            self._state.emit(*outputs)  # those of the rows before it are valid\n",
         "",
         AFTER_FAULT,
     ),

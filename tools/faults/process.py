@@ -80,7 +80,7 @@ FAULTS = (
     Fault(
         "quire: a refused call leaves no line",
         "service/rpc/servicer.py",
-        '            access.refused("Generate", context, self._access.authenticator, refusal)\n',
+        '            access.refused("Generate", context, self.access.authenticator, refusal)\n',
         "",
         (ACCESS + "a_refusal_for_a_limit_or_a_field_has_its_line",),
     ),

@@ -7,11 +7,11 @@ _PLAN = "service/ray/application_plan.py"
 _WORKER = "clients/loadtest/worker.py"
 _LOOPBACK = "service/ray/loopback.py"
 _REPLICA = "service/ray/replica.py"
-_FACE = "service/ray/openai_face.py"
+_FACE = "service/ray/openai_frontend.py"
 _KEYS = "tests/service/ray/test_forwarded_keys.py::test_"
 _HERE = "tests/service/ray/test_loopback.py::test_"
 _TEST = "tests/service/ray/test_plan.py::test_"
-_SHOWN = "tests/service/ray/test_openai_face.py::test_"
+_SHOWN = "tests/service/ray/test_openai_frontend.py::test_"
 _STREAMS = "engine/client/async_engine.py"
 _WAITS = "tests/engine/client/test_intervals.py::test_"
 _ROUTER = (f"{_TEST}ray_s_router_ranks_as_the_clients_own_choice",)
@@ -41,7 +41,7 @@ FAULTS = (
     Fault(
         "ray: any name is the served model's",
         "service/openai/cards.py",
-        '    if asked != model["id"]:\n',
+        '    if name != model["id"]:\n',
         "    if False:\n",
         (f"{_SHOWN}models_are_told_as_a_server_tells_them",),
     ),
@@ -71,7 +71,7 @@ FAULTS = (
         _FACE,
         "if self._keyed or self._card is None:",
         "if self._card is None:",
-        (f"{_KEYS}the_openai_face_hands_the_key_on_whoever_was_let_in_before",),
+        (f"{_KEYS}the_openai_api_hands_the_key_on_whoever_was_let_in_before",),
     ),
     Fault(
         "ray: what is larger than a request may be is read",

@@ -25,7 +25,7 @@ FAULTS = (
     ),
     Fault(
         "minivllm-6: a preempted request is lost",
-        "engine/scheduling/roster.py",
+        "engine/scheduling/scheduler_state.py",
         "        request.num_registered_blocks = 0\n        self.waiting.push(request)\n",
         "        request.num_registered_blocks = 0\n",
         regression("minivllm_6_sequence_lost_on_preemption"),
@@ -40,8 +40,8 @@ FAULTS = (
     Fault(
         "vllm-23347: a request planned in this step is preempted",
         "engine/scheduling/scheduler.py",
-        "candidates = [r for r in self.roster.running if r.slot not in draft.planned]",
-        "candidates = list(self.roster.running)",
+        "candidates = [r for r in self.state.running if r.slot not in draft.planned]",
+        "candidates = list(self.state.running)",
         regression("vllm_23347_planned_in_this_step_and_preempted"),
     ),
     Fault(

@@ -20,7 +20,7 @@ PACING = ("tests/engine/client/test_pacing.py", "tests/engine/client/test_new_ca
 OVERLAP = (
     Fault(
         "mini-sglang-111: an aborted request's blocks go at once, and again",
-        "engine/scheduling/roster.py",
+        "engine/scheduling/scheduler_state.py",
         "        if request.in_flight == 0:\n            self._vacate(request)\n",
         "        self._vacate(request)\n",
         regression("mini_sglang_111_abort_of_a_request_in_the_step_in_flight"),
@@ -56,8 +56,8 @@ OVERLAP = (
     Fault(
         "vllm-10903: block tables are a column too narrow",
         "engine/startup/build_rank.py",
-        "max_blocks = -(-basis.max_model_len // config.block_size)\n    state",
-        "max_blocks = basis.max_model_len // config.block_size\n    state",
+        "max_blocks = -(-basis.max_model_len // config.block_size)\n",
+        "max_blocks = basis.max_model_len // config.block_size\n",
         regression("vllm_10903_longest_length_not_divisible_by_the_block_size"),
     ),
     Fault(

@@ -2,6 +2,10 @@
 
 from faults.fault import Fault
 
+_MANY = (
+    "tests/engine/runner/test_warmup.py"
+    "::test_many_rows_beside_prompts_are_warm_where_alone_they_come_quantized",
+)
 _RUN = ("tests/engine/runner/test_warmup.py::test_a_long_run_launches_nothing_that_was_not_warm",)
 _CLASSES = (
     "tests/engine/runner/test_warmup.py"
@@ -14,7 +18,14 @@ FAULTS = (
         "engine/runner/warmup.py",
         "        yield WarmStep(rows, (1,), longest)\n",
         "        yield WarmStep(1, (1,), longest)\n",
-        _RUN,
+        _MANY,
+    ),
+    Fault(
+        "warm-up: what many rows attend by beside prompts passes for what is quantized alone",
+        "kernels/attention/decode_launch.py",
+        "alone or not shape.columns, *taken",
+        "True, *taken",
+        _MANY,
     ),
     Fault(
         "warm-up: short contexts are left out",
@@ -54,7 +65,7 @@ FAULTS = (
     Fault(
         "warm-up: attention of three groups a program has the name of one",
         "kernels/attention/prefill_launch.py",
-        "replace(one, least=1, most=_ANY)",
+        "one.tiles, one.groups, one.split",
         "one.tiles, one.split",
         (
             "tests/kernels/attention/test_prefill_choice.py"

@@ -64,7 +64,7 @@ FAULTS = (
         "windows: layers that see all lose what windows passed",
         "engine/scheduling/two_pools.py",
         "        return self._window_pool, request.window_table\n",
-        "        return self._roster.pool, request.block_table\n",
+        "        return self._state.pool, request.block_table\n",
         (_TWO + "blocks_that_windows_passed_return_and_full_layers_keep_theirs",),
     ),
     Fault(

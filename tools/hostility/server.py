@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve()
 
 @dataclass(frozen=True)
 class Ports:
-    """Of the server's two faces."""
+    """Of the server's two APIs."""
 
     grpc: int
     http: int

@@ -99,8 +99,8 @@ function drawTiles(now, last) {
     ["output tokens/s", perSecond((s) => s.tokens.delivered)],
     ["prefill tokens/s", perSecond((s) => s.tokens.prefill_computed)],
     ["running", count(requests.running), `+ ${count(requests.waiting)} waiting`],
-    ["a decode step", decode === null ? "–" : seconds(decode)],
-    ["of prompts found", percent(cache.prefix_tokens_hit, cache.prefix_tokens_queried)],
+    ["decode step", decode === null ? "–" : seconds(decode)],
+    ["prompt tokens cached", percent(cache.prefix_tokens_hit, cache.prefix_tokens_queried)],
     ["preemptions", count(cache.preemptions)],
     ["finished", count(requests.finished), tail(requests)],
   ];
@@ -182,7 +182,7 @@ function drawRows(now) {
   const more = Math.max(now.open.length, all) - rows.length;
   at("flow-words").textContent = rows.length === 0 ? "none" : more > 0 ? `and ${count(more)} more, which began later` : "";
   legend("flow-legend", rows.length === 0 ? [] : [
-    ["prompt, found", "", "cached"],
+    ["prompt, cached", "", "cached"],
     ["prompt, computed", "", "used"],
     ["output", "", "shared"],
   ]);
@@ -344,7 +344,7 @@ class Answer {
   add(event) {
     if (event.event === "started") {
       mine.add(event.request_id);
-      this.prompt = `${count(event.prompt_tokens)} prompt tokens, ${count(event.cached_tokens)} of them found`;
+      this.prompt = `${count(event.prompt_tokens)} prompt tokens, ${count(event.cached_tokens)} of them cached`;
     } else if (event.event === "delta") {
       this.tokens += event.tokens;
       this.thought.append(event.reasoning);

@@ -1,7 +1,8 @@
 """Attention over the paged cache: one-token rows and longer rows, each through its kernel.
 
 Invariant: keys and values of all tokens of the step are written before any is read, so a prompt
-sees itself and every row sees all that came before it.
+sees itself and every row sees all that came before it; but for the token of a row of one, which
+only that row sees: the kernel that reads it may be the one that writes it.
 """
 
 from torch import Tensor
@@ -34,18 +35,24 @@ def paged_attention(
     that each sees, itself among them (of models without these norms); 0: all. narrow: the result
     goes to a product of an FP8 weight alone, and may come as that takes it.
     """
-    where = (rope, batch.positions, batch.slot_mapping, k_cache, v_cache)
+    caches = (k_cache, v_cache)
     if q_norm is None or k_norm is None:
-        q = ops.rope_kv_write(qkv, *where)
-    elif batch.num_decode_rows == batch.num_rows:  # one token each: all of it is one kernel
-        rows = (batch.block_tables, batch.context_lens)
-        attended = ops.rope_decode_attention(
-            qkv, q_norm, k_norm, eps, *where, *rows, scale, batch.max_context_len, narrow=narrow
-        )
+        q = ops.rope_kv_write(qkv, rope, batch.positions, batch.slot_mapping, *caches)
+        return attend(ops, q, *caches, batch, scale, window)
+    norms, decode = (q_norm, k_norm, eps, rope), batch.num_decode_rows
+    first = (batch.positions[:decode], batch.slot_mapping[:decode], *caches)
+    contexts = (batch.block_tables[:decode], batch.context_lens[:decode])
+    ones = (qkv[:decode], *norms, *first, *contexts, scale, batch.max_context_len)
+    if decode == batch.num_rows:  # one token each: all of it is one kernel
+        attended = ops.rope_decode_attention(*ones, narrow=narrow)
         return attended if isinstance(attended, Quantized) else attended.flatten(1)
-    else:
-        q = ops.qk_norm_rope_kv_write(qkv, q_norm, k_norm, eps, *where)
-    return attend(ops, q, k_cache, v_cache, batch, scale, window)
+    longer = (batch.positions[decode:], batch.slot_mapping[decode:], *caches)
+    q = ops.qk_norm_rope_kv_write(qkv[decode:], *norms, *longer)
+    out = new_rows(q, len(qkv), *q.shape[1:])
+    if decode:
+        ops.rope_decode_attention(*ones, out=out[:decode])
+    _prefill(ops, q, *caches, batch, scale, window, out[decode:])
+    return out.flatten(1)
 
 
 def attend(

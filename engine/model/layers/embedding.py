@@ -6,9 +6,9 @@ Invariant: rows beyond the vocabulary are zero and their logits never leave this
 import torch
 from torch import Tensor
 
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import length
-from quire.engine.model.layers.residual import Stream, residual_norm
-from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.residual import ResidualStream, residual_norm
 from quire.engine.model.layers.weight_formats import table_format
 from quire.kernels.ops import Ops
 
@@ -16,28 +16,32 @@ from quire.kernels.ops import Ops
 class VocabTable:
     """A [vocabulary, hidden] matrix, this rank's ids of it. Serves as embedding, head, or both."""
 
-    def __init__(self, setting: Setting, module: str, vocab_size: int, hidden_size: int) -> None:
-        self._ops, self._world = setting.ops, setting.world
+    def __init__(
+        self, context: BuildContext, module: str, vocab_size: int, hidden_size: int
+    ) -> None:
+        self._ops, self._world = context.ops, context.world
         self._vocab_size = vocab_size
         self.module = module
-        self.ids, rows = setting.world.split_vocab(vocab_size)
-        fmt = table_format(setting)
+        self.ids, rows = context.world.split_vocab(vocab_size)
+        fmt = table_format(context)
         table, mine = fmt.new(rows, hidden_size), length(self.ids)
         self.weight = fmt.operand(table)
         self.weight[mine:] = 0
         filled, shape = fmt.part(table, 0, mine, module), (vocab_size, hidden_size)
         self.placements = fmt.placements(module, shape, filled, self.ids, slice(0, hidden_size))
 
-    def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> Stream:
-        """[T] int32 -> [T, hidden]; then: the weight of the norm that comes next. An ordinary
-        launch, on which decode attention relies: it reads what stands before it (contexts, tables,
-        older tokens) without waiting for more."""
+    def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> ResidualStream:
+        """[T] int32 -> [T, hidden]. then: the weight of the norm that follows.
+
+        An ordinary launch, not a dependent one. Decode attention relies on that: it reads what
+        earlier launches have written (contexts, tables, older tokens) without waiting again.
+        """
         if self._world.size == 1:  # of a few rows far faster on a device than F.embedding
-            return Stream(self.weight[token_ids])
+            return ResidualStream(self.weight[token_ids])
         return residual_norm(self._ops, self._world, self.embed_part(token_ids), None, then, eps)
 
     def rows(self, token_ids: Tensor) -> Tensor:
-        """[T] int32 -> [T, hidden], of models whose norms are made apart; as `embed` launched."""
+        """[T] int32 -> [T, hidden], for models whose norms are separate; launched as in `embed`."""
         if self._world.size == 1:
             rows: Tensor = self.weight[token_ids]
             return rows
@@ -57,8 +61,8 @@ class VocabTable:
     def logits(
         self, ops: Ops, hidden: Tensor, norm_weight: Tensor | None, eps: float, part: bool = False
     ) -> Tensor:
-        """[L, hidden], normed first where there is a weight for it -> [L, vocabulary] fp32, or of
-        this rank's part of the vocabulary, behind which padding is -inf."""
+        """[L, hidden], normed first if a weight is given -> [L, vocabulary] fp32, or this rank's
+        part of the vocabulary, followed by padding of -inf."""
         logits = ops.linear(
             hidden, self.weight, norm_weight=norm_weight, eps=eps, out_dtype=torch.float32
         )

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import Placement, whole
-from quire.engine.model.layers.residual import Stream, residual_norm
-from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.residual import ResidualStream, residual_norm
 from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.weight import Quantized
@@ -29,8 +29,8 @@ class Part:
 
 
 def stored_as_one(module: str, matrices: Sequence[tuple[int, slice]]) -> list[Part]:
-    """The parts of one stored matrix that holds several, one under another. matrices: of each, its
-    outputs and this rank's of them. A rank that has all of them takes it at once."""
+    """The parts of one stored matrix that holds several, one below another. matrices: for each, all
+    its outputs and this rank's part of them. A rank that has all of them reads it in one go."""
     total = sum(outputs for outputs, _ in matrices)
     if sum(length(rows) for _, rows in matrices) == total:
         return [Part(module, total, slice(0, total))]
@@ -49,13 +49,13 @@ class ColumnParallelLinear:
     """
 
     def __init__(
-        self, setting: Setting, parts: Sequence[Part], inputs: int, *, bias: bool = False
+        self, context: BuildContext, parts: Sequence[Part], inputs: int, *, bias: bool = False
     ) -> None:
-        fmt = weight_format(setting, [part.module for part in parts])
+        fmt = weight_format(context, [part.module for part in parts])
         self.module = parts[0].module
         rows = sum(length(part.rows) for part in parts)
         self.weight = fmt.new(rows, inputs)
-        self.bias = setting.new(rows) if bias else None
+        self.bias = context.new(rows) if bias else None
         self._linear, self._operand = fmt.linear(), fmt.operand(self.weight)
         self.placements: list[Placement] = []
         begin = 0
@@ -72,7 +72,9 @@ class ColumnParallelLinear:
     def product(self, *, norm: bool = True, silu: bool = False) -> Product:
         return Product(self.module, self.weight, norm=norm, silu=silu)
 
-    def __call__(self, stream: Stream, norm_weight: Tensor, eps: float, **after: bool) -> Tensor:
+    def __call__(
+        self, stream: ResidualStream, norm_weight: Tensor, eps: float, **after: bool
+    ) -> Tensor:
         """stream: [T, inputs], normed first where it is not -> [T, rows]; with silu, gate and up:
         [T, rows / 2]. A layer with biases has no silu. after: silu, and narrow of `linear_fp8`."""
         if stream.normed is None:
@@ -88,14 +90,13 @@ class ColumnParallelLinear:
 
 
 class RowParallelLinear:
-    """A matrix over this rank's part of the inputs, summed over the ranks, plus the residual.
-
-    bias: [outputs] or None; it is added once, behind the sum, by the operation that follows.
-    """
+    """A matrix over this rank's part of the inputs; results are summed over the ranks, and the
+    residual is added. bias: [outputs] or None; added once, after the sum, by the operation that
+    follows."""
 
     def __init__(
         self,
-        setting: Setting,
+        context: BuildContext,
         module: str,
         outputs: int,
         inputs: int,
@@ -103,30 +104,32 @@ class RowParallelLinear:
         *,
         bias: bool = False,
     ) -> None:
-        fmt = weight_format(setting, [module])
-        self._ops, self._world = setting.ops, setting.world
+        fmt = weight_format(context, [module])
+        self._ops, self._world = context.ops, context.world
         self.module = module
         self.weight = fmt.new(outputs, length(cols))
         self._linear, self._operand = fmt.linear(), fmt.operand(self.weight)
         shape, rows = (outputs, inputs), slice(0, outputs)
         self.placements = fmt.placements(module, shape, self.weight, rows, cols)
-        self.bias = setting.new(outputs) if bias else None
+        self.bias = context.new(outputs) if bias else None
         if self.bias is not None:
             self.placements.append(whole(f"{module}.bias", self.bias))
 
     def product(self) -> Product:
         return Product(self.module, self.weight, residual=self._world.size == 1)
 
-    def __call__(self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float) -> Stream:
-        """x: [T, this rank's inputs], for an FP8 weight maybe quantized; residual: [T, outputs],
-        whose storage may be reused; then: the weight of the norm that comes next, [outputs]."""
+    def __call__(
+        self, x: Tensor | Quantized, residual: Tensor, then: Tensor, eps: float
+    ) -> ResidualStream:
+        """x: [T, this rank's inputs], perhaps quantized for an FP8 weight; residual: [T, outputs],
+        whose storage may be reused; then: the weight of the norm that follows, [outputs]."""
         if self._world.size == 1:
-            return Stream(self._linear(x, self._operand, residual=residual))
+            return ResidualStream(self._linear(x, self._operand, residual=residual))
         partial = self._linear(x, self._operand)
         return residual_norm(self._ops, self._world, partial, residual, then, eps)
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """As above, of models whose norms are made apart: [T, outputs], without the bias."""
+        """The same for models whose norms are separate: [T, outputs], without the bias."""
         if self._world.size == 1:
             return self._linear(x, self._operand, residual=residual)
         return self._world.add_partials(self._linear(x, self._operand), residual)

@@ -1,11 +1,12 @@
-"""What stands behind attention in a layer: SwiGLU (Shazeer, 2020), once or by experts.
+"""The MLP of a layer: SwiGLU (Shazeer, 2020), dense or as a mixture of experts.
 
-Invariant: both kinds norm the residual first and give it back with what they made added to it.
+Invariant: both kinds norm the residual first, and return it with their result added.
 """
 
 from torch import Tensor
 
 from quire.engine.model.config import Experts
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.linear import (
     ColumnParallelLinear,
     Part,
@@ -15,8 +16,7 @@ from quire.engine.model.layers.linear import (
 from quire.engine.model.layers.parallel import length
 from quire.engine.model.layers.placement import whole
 from quire.engine.model.layers.quantized import check_begins_block
-from quire.engine.model.layers.residual import Stream, residual_norm
-from quire.engine.model.layers.setting import Setting
+from quire.engine.model.layers.residual import ResidualStream, residual_norm
 from quire.engine.model.layers.weight_formats import weight_format
 from quire.engine.model.product import Product
 from quire.kernels.ops import ExpertOps, has_expert_row, has_experts
@@ -29,16 +29,22 @@ class DenseMlp:
     one matrix, gate_up_proj."""
 
     def __init__(
-        self, setting: Setting, module: str, hidden: int, intermediate: int, *, merged: bool = False
+        self,
+        context: BuildContext,
+        module: str,
+        hidden: int,
+        intermediate: int,
+        *,
+        merged: bool = False,
     ) -> None:
-        inner = setting.world.split(intermediate, "intermediate_size")
+        inner = context.world.split(intermediate, "intermediate_size")
         parts = [Part(f"{module}.{name}_proj", intermediate, inner) for name in ("gate", "up")]
         if merged:
             parts = stored_as_one(f"{module}.gate_up_proj", [(intermediate, inner)] * 2)
-        self.gate_up = ColumnParallelLinear(setting, parts, hidden)
+        self.gate_up = ColumnParallelLinear(context, parts, hidden)
         if self.gate_up.weight.is_fp8:  # kernels look for up's scales in blocks of their own
             check_begins_block(length(inner), f"{module}.up_proj")
-        self.down = RowParallelLinear(setting, f"{module}.down_proj", hidden, intermediate, inner)
+        self.down = RowParallelLinear(context, f"{module}.down_proj", hidden, intermediate, inner)
         self.placements = [*self.gate_up.placements, *self.down.placements]
         both = self.gate_up.weight.is_fp8 and self.down.weight.is_fp8
         self._after = {"silu": True, "narrow": True} if both else {"silu": True}
@@ -46,7 +52,9 @@ class DenseMlp:
     def products(self) -> list[Product]:
         return [self.gate_up.product(silu=True), self.down.product()]
 
-    def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
+    def __call__(
+        self, stream: ResidualStream, norm: Tensor, then: Tensor, eps: float
+    ) -> ResidualStream:
         """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
         what comes next -> [T, H]."""
         inner = self.gate_up(stream, norm, eps, **self._after)
@@ -54,21 +62,21 @@ class DenseMlp:
 
 
 class ExpertsMlp:
-    """A router and its experts, of which each token takes a few. Each rank holds a part of every
-    expert's width; the router is whole on each."""
+    """A router and its experts; each token uses a few of them. Each rank holds a part of every
+    expert's width; the router is whole on every rank."""
 
-    def __init__(self, setting: Setting, module: str, hidden: int, experts: Experts) -> None:
-        ops = setting.ops
+    def __init__(self, context: BuildContext, module: str, hidden: int, experts: Experts) -> None:
+        ops = context.ops
         assert has_experts(ops)  # the registry refuses a device without them
         self._ops: ExpertOps = ops
-        self._world = setting.world
+        self._world = context.world
         self._experts = experts
         width, count = experts.intermediate_size, experts.count
-        inner = setting.world.split(width, "moe_intermediate_size")
+        inner = context.world.split(width, "moe_intermediate_size")
         held = length(inner)
         modules = [f"{module}.experts.{index}" for index in range(count)]
-        fmt = weight_format(setting, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
-        self.router = setting.new(count, hidden)
+        fmt = weight_format(context, [f"{one}.{name}" for one in modules for name in _PROJECTIONS])
+        self.router = context.new(count, hidden)
         self.gate_up = fmt.new(count, 2 * held, hidden)
         self.down = fmt.new(count, hidden, held)
         self._mix = fmt.mix_experts()
@@ -87,7 +95,9 @@ class ExpertsMlp:
     def products(self) -> list[Product]:
         return [Product(self._module, self.gate_up), Product(self._module, self.down)]
 
-    def __call__(self, stream: Stream, norm: Tensor, then: Tensor, eps: float) -> Stream:
+    def __call__(
+        self, stream: ResidualStream, norm: Tensor, then: Tensor, eps: float
+    ) -> ResidualStream:
         """As of DenseMlp."""
         ops, experts = self._ops, self._experts
         if self._world.size == 1 and has_expert_row(ops):
@@ -96,13 +106,13 @@ class ExpertsMlp:
                 experts.per_token, renormalise=experts.norm_topk_prob,
             )  # fmt: skip
             if mixed is not None:
-                return Stream(mixed)
+                return ResidualStream(mixed)
         x = stream.norm(ops, norm, eps)
         chosen, weights = ops.route(
             x, self.router, experts.per_token, renormalise=experts.norm_topk_prob
         )
         if self._world.size == 1:
             mixed = self._mix(x, *self._operand, chosen, weights, residual=stream.residual)
-            return Stream(mixed)
+            return ResidualStream(mixed)
         mixed = self._mix(x, *self._operand, chosen, weights)
         return residual_norm(ops, self._world, mixed, stream.residual, then, eps)

@@ -1,11 +1,10 @@
-"""Who computes which part of a layer (Shoeybi et al., 2019, "Megatron-LM"), and what is exchanged.
+"""Which rank computes which part of a layer (Shoeybi et al., 2019, "Megatron-LM"), and what is
+exchanged.
 
-Invariant: the shards of all ranks, put together, are the whole layer, and each rank can tell its
-own from (rank, size) alone. In a world of one every shard is the whole and nothing is exchanged.
-Rows of a weight are outputs, its columns are inputs.
-
-A sum over ranks is taken in rank order from everybody's part, in fp32, so every rank gets the same
-bits: a library's own reduction promises no order.
+Invariant: the shards of all ranks together are the whole layer, and each rank can compute its own
+from (rank, size) alone. With one rank every shard is the whole and nothing is exchanged. Rows of a
+weight are outputs, its columns are inputs. A sum over ranks is taken in rank order from everybody's
+part, in fp32, so every rank gets the same bits: a library's own reduction promises no order.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ if TYPE_CHECKING:  # needs triton, which a machine without a GPU may lack
 
 
 class Exchange(Protocol):
-    """How the ranks hear of one another. All of them must make the same calls in the same order."""
+    """How ranks exchange tensors. All of them must make the same calls in the same order."""
 
     def gather(self, x: Tensor) -> Tensor:
         """Every rank's x, in rank order. x: [...], of one shape and dtype on all ranks; the
@@ -29,14 +28,14 @@ class Exchange(Protocol):
 
 
 class MailExchange(Exchange, Protocol):
-    """One of ranks that reach each other's memory, at least for some tensors."""
+    """An exchange between ranks that can access each other's memory, at least for some tensors."""
 
     def mail_for(self, partial: Tensor) -> "Mail | None":
-        """What the kernel that adds such partials up needs, or None; the same on all ranks."""
+        """What the kernel that sums such partials needs, or None; the same on all ranks."""
         ...
 
     def check(self) -> None:
-        """Raises RankError where a kernel has given up waiting for a rank."""
+        """Raises RankError if a kernel has given up waiting for a rank."""
         ...
 
 
@@ -74,7 +73,7 @@ class World:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def split_kv_heads(self, heads: int, what: str) -> slice:
-        """As `split`; where there are fewer heads than ranks, neighbours hold the same head."""
+        """Like `split`; with fewer heads than ranks, neighbours hold the same head."""
         if heads >= self.size:
             return self.split(heads, what)
         if self.size % heads:
@@ -131,7 +130,7 @@ class World:
 
 
 def scale_slice(part: slice, by: int) -> slice:
-    """Heads to rows: each index of `part` stands for `by` of them."""
+    """A slice of rows for a slice of heads: each index of `part` stands for `by` rows."""
     return slice(part.start * by, part.stop * by)
 
 

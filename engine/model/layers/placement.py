@@ -1,8 +1,8 @@
-"""Where each weight of a checkpoint goes: whole, or this rank's part of it, into a parameter.
+"""Where each weight of a checkpoint goes: whole or in part, into which parameter.
 
-Invariant: the placements of a model cover each of its parameters exactly once, except the padding
-of a vocabulary table, which stays zero. A checkpoint's weight needs no memory of its own: its
-bytes go straight into the merged parameter.
+Invariant: the placements of a model cover each of its parameters exactly once, except for the
+padding of a vocabulary table, which stays zero. A checkpoint's weight needs no memory of its own:
+its bytes go straight into the merged parameter.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Placement:
 
     @property
     def nbytes(self) -> int:
-        """Of the parameter's part."""
+        """Bytes of the parameter's part."""
         return int(self.target.nbytes)
 
     @property
@@ -43,7 +43,7 @@ class Placement:
 
     @property
     def row_numbers(self) -> int:
-        """How many numbers of each taken row are taken."""
+        """How many numbers of each row are taken."""
         return 1 if self.is_vector else int(self.cols.stop - self.cols.start)
 
     def chunks(self, most: int) -> Iterator[tuple[int, int]]:
@@ -57,7 +57,7 @@ class Placement:
         self.put_taken(first, stored if self.is_vector else stored[:, self.cols])
 
     def put_taken(self, first: int, part: Tensor) -> None:
-        """The same of rows that hold the taken columns alone: [m, k] or [m]."""
+        """Like `put`, from rows that hold only the taken columns: [m, k] or [m]."""
         begin = first - self.rows.start
         self.target[begin : begin + part.shape[0]].copy_(part, non_blocking=True)
 

@@ -1,4 +1,4 @@
-"""Parameters of FP8 weights, and what fills them: FP8 as stored, or made of what is stored."""
+"""Parameters of FP8 weights, and how they are filled: stored as FP8, or converted while loading."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,8 +71,9 @@ def part_of(weight: Weight, begin: int, end: int, module: str) -> Weight:
 def fp8_placements(
     module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice, *, made: bool
 ) -> list[Placement]:
-    """What fills an FP8 matrix of a module. shape: as stored; rows, cols: what is taken of it;
-    made: whether it is stored wide. Raises ConfigError where a part cuts through a block."""
+    """The placements of an FP8 matrix of a module. shape: as stored; rows, cols: the part that is
+    taken; made: whether it is stored in a wider dtype. Raises ConfigError if a part cuts through a
+    block."""
     name = f"{module}.weight"
     assert held.scale is not None
     for what, part, whole in (("rows", rows, shape[0]), ("columns", cols, shape[1])):

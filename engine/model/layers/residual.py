@@ -1,8 +1,8 @@
-"""What runs through a decoder from layer to layer: the residual, and sometimes its norm as well.
+"""The residual stream of a decoder: the residual, and sometimes its norm as well.
 
-Invariant: `residual_norm` is the one operation between a product that is shared out by rows and
-what follows. Where ranks add up, the norm is made with the sum, which saves a kernel; where there
-is one rank, the next product norms for itself.
+Invariant: `residual_norm` is the one operation between a row-parallel product and what follows.
+With several ranks the norm is computed together with the sum, which saves a kernel; with one rank
+the next product computes its own norm.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from quire.kernels.ops import Ops, has_exchange
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class ResidualStream:
     """residual: [T, H]; normed: its RMSNorm by the norm that comes next, or None: not made yet."""
 
     residual: Tensor
@@ -27,7 +27,7 @@ class Stream:
 
 def residual_norm(
     ops: Ops, world: World, partial: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> Stream:
+) -> ResidualStream:
     """The residual plus all ranks' partials, summed in rank order and rounded once, and its norm.
 
     partial: [T, H], this rank's; residual: [T, H], whose storage may be reused, None: zeros;
@@ -37,6 +37,6 @@ def residual_norm(
     if exchange is not None and has_mail(exchange) and has_exchange(ops):
         mail = exchange.mail_for(partial)
         if mail is not None:
-            return Stream(*ops.residual_norm(partial, residual, weight, eps, mail))
+            return ResidualStream(*ops.residual_norm(partial, residual, weight, eps, mail))
     whole = world.sum(partial) if residual is None else world.add_partials(partial, residual)
-    return Stream(whole, ops.rms_norm(whole, weight, eps))
+    return ResidualStream(whole, ops.rms_norm(whole, weight, eps))

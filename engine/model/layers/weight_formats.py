@@ -1,7 +1,7 @@
 """How the weights of a product are stored: in the model's dtype, FP8, or int8 rows.
 
-Invariant: a layer asks its format for parameters, for what fills them and for the operation that
-takes them, and never looks into a weight itself.
+Invariant: a layer asks its format for parameters, for their placements and for the operation that
+uses them, and never looks into a weight itself.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
+from quire.engine.model.layers.build_context import BuildContext
 from quire.engine.model.layers.placement import Placement
 from quire.engine.model.layers.quantized import fp8_placements, new_fp8, part_of
-from quire.engine.model.layers.setting import Setting
 from quire.kernels.ops import Fp8Ops, has_experts, has_fp8, has_fp8_experts
 from quire.kernels.row_scaled import RowScaled
 from quire.kernels.weight import Weight
@@ -20,7 +20,7 @@ Operation = Callable[..., Tensor]
 
 
 class WeightFormat(Protocol):
-    """How weights are stored."""
+    """A way to store the weights of a product."""
 
     def new(self, *shape: int) -> Weight:
         """An unfilled parameter: [N, K], or [E, N, K]."""
@@ -33,11 +33,11 @@ class WeightFormat(Protocol):
     def placements(
         self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
     ) -> list[Placement]:
-        """What of a checkpoint fills a parameter."""
+        """The placements that fill a parameter from a checkpoint."""
         ...
 
     def operand(self, weight: Weight) -> Any:
-        """What the operations are given for a weight."""
+        """The form of a weight that the operations take."""
         ...
 
     def linear(self) -> Operation:
@@ -50,13 +50,13 @@ class WeightFormat(Protocol):
 
 
 class ModelDtypeFormat:
-    """In the model's dtype."""
+    """Weights in the model's dtype."""
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+    def __init__(self, context: BuildContext) -> None:
+        self._context = context
 
     def new(self, *shape: int) -> Weight:
-        return Weight(self._setting.new(*shape))
+        return Weight(self._context.new(*shape))
 
     def part(self, weight: Weight, begin: int, end: int, module: str) -> Weight:
         del module
@@ -66,7 +66,7 @@ class ModelDtypeFormat:
         self, module: str, shape: tuple[int, int], held: Weight, rows: slice, cols: slice
     ) -> list[Placement]:
         name, target = f"{module}.weight", held.data
-        if self._setting.transposed:
+        if self._context.transposed:
             return [Placement(name, shape[::-1], target.t(), cols, rows)]
         return [Placement(name, shape, target, rows, cols)]
 
@@ -74,10 +74,10 @@ class ModelDtypeFormat:
         return weight.data
 
     def linear(self) -> Operation:
-        return self._setting.ops.linear
+        return self._context.ops.linear
 
     def mix_experts(self) -> Operation:
-        ops = self._setting.ops
+        ops = self._context.ops
         assert has_experts(ops)  # the registry refuses what lacks them
         return ops.mix_experts
 
@@ -85,11 +85,11 @@ class ModelDtypeFormat:
 class Fp8Format:
     """FP8. made: whether a checkpoint stores them wide."""
 
-    def __init__(self, setting: Setting, *, made: bool) -> None:
-        ops = setting.ops
+    def __init__(self, context: BuildContext, *, made: bool) -> None:
+        ops = context.ops
         assert has_fp8(ops)  # the registry refuses what lacks them
         self._ops: Fp8Ops = ops
-        self._device = setting.device
+        self._device = context.device
         self._made = made
 
     def new(self, *shape: int) -> Weight:
@@ -118,12 +118,12 @@ class Fp8Format:
 class Int8Format:
     """Int8 with a scale a row, made while a checkpoint is read."""
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+    def __init__(self, context: BuildContext) -> None:
+        self._context = context
 
     def new(self, *shape: int) -> Weight:
         rows, inputs = shape  # no experts: the registry refuses them
-        made = RowScaled.empty(rows, inputs, self._setting.dtype, self._setting.device)
+        made = RowScaled.empty(rows, inputs, self._context.dtype, self._context.device)
         return Weight(made.data, made.scale)
 
     def part(self, weight: Weight, begin: int, end: int, module: str) -> Weight:
@@ -138,23 +138,23 @@ class Int8Format:
 
     def operand(self, weight: Weight) -> RowScaled:
         assert weight.scale is not None
-        return RowScaled(weight.data, weight.scale, self._setting.dtype)
+        return RowScaled(weight.data, weight.scale, self._context.dtype)
 
     def linear(self) -> Operation:
-        return self._setting.ops.linear
+        return self._context.ops.linear
 
     def mix_experts(self) -> Operation:
         raise AssertionError("the registry refuses experts of int8")
 
 
-def table_format(setting: Setting) -> WeightFormat:
+def table_format(context: BuildContext) -> WeightFormat:
     """The format of a vocabulary table, which is never FP8."""
-    return Int8Format(setting) if setting.int8 else ModelDtypeFormat(setting)
+    return Int8Format(context) if context.int8 else ModelDtypeFormat(context)
 
 
-def weight_format(setting: Setting, modules: list[str]) -> WeightFormat:
-    """The format of the weights of one product, which these modules are merged into."""
-    if setting.int8:
-        return Int8Format(setting)
-    fp8 = setting.fp8_of(modules)
-    return ModelDtypeFormat(setting) if fp8 is None else Fp8Format(setting, made=fp8.made_on_load)
+def weight_format(context: BuildContext, modules: list[str]) -> WeightFormat:
+    """The format of the weights of one product, into which these modules are merged."""
+    if context.int8:
+        return Int8Format(context)
+    fp8 = context.fp8_of(modules)
+    return ModelDtypeFormat(context) if fp8 is None else Fp8Format(context, made=fp8.made_on_load)

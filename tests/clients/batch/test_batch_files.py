@@ -41,7 +41,7 @@ def test_requests_are_found_again_wherever_they_stand(tmp_path: Path) -> None:
     assert len(file) == 20 and "ü3" in file and "3" not in file
     left = list(file.lines(done={"ü0", "ü7"}))
     assert [one.custom_id for one in left] == [i for i in ids if i not in ("ü0", "ü7")]
-    assert left[0].asked().requests[0].chat.messages[0].content == "Hi — ü"
+    assert left[0].parsed().requests[0].chat.messages[0].content == "Hi — ü"
     path.write_text("\n".join(map(line, reversed(ids))))
     with pytest.raises(OptionError, match="has changed"):
         list(file.lines(done=set()))
@@ -92,15 +92,15 @@ def test_what_a_line_asks_wrongly_is_its_own_affair(
     file = RequestFile(requests(tmp_path, line("a", **more), line("b")))
     bad, good = file.lines(done=set())
     with pytest.raises(BadBody) as caught:
-        bad.asked()
+        bad.parsed()
     assert [fault.field for fault in caught.value.faults] == [param]
-    assert good.asked().requests[0].HasField("chat")
+    assert good.parsed().requests[0].HasField("chat")
 
 
 def test_a_line_takes_what_the_http_api_takes(tmp_path: Path) -> None:
     body = {**BODY, "logit_bias": {"5": -1}, "user": "u", "top_k": -1, "priority": 3}
     [one] = RequestFile(requests(tmp_path, line("a", body=body))).lines(done=set())
-    [asked] = one.asked().requests
+    [asked] = one.parsed().requests
     assert (dict(asked.sampling.logit_bias), asked.priority) == ({5: -1}, -3)
 
 

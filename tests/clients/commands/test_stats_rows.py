@@ -18,18 +18,18 @@ def memory_of(device: str) -> str:
 def test_a_peak_below_the_cache_is_told_as_what_it_is_on_a_cpu() -> None:
     """A process's resident memory holds of the cache what was written."""
     told = memory_of("cpu")
-    assert "KV 1.0 GiB," in told
-    assert told.endswith("the process at most 300.0 MiB (cache as it fills) of 8.0 GiB")
+    assert "KV cache 1.0 GiB," in told
+    assert told.endswith("process peak 300.0 MiB (cache counted as it fills), total 8.0 GiB")
 
 
 def test_the_caches_data_type_stands_beside_its_size() -> None:
     response = pb.StatsResponse(cache=pb.CacheStats(dtype="float8_e4m3fn"))
     response.memory.kv_cache_bytes = 1 << 30
-    assert "KV 1.0 GiB (float8_e4m3fn) of" in dict(rows(response))["memory"]
+    assert "KV cache 1.0 GiB (float8_e4m3fn), total" in dict(rows(response))["memory"]
 
 
 def test_a_gpus_peak_is_what_was_allocated() -> None:
-    assert memory_of("cuda:0 NVIDIA H100").endswith("peak 300.0 MiB of 8.0 GiB")
+    assert memory_of("cuda:0 NVIDIA H100").endswith("peak 300.0 MiB, total 8.0 GiB")
 
 
 def test_counters_that_were_not_told_are_no_zeros() -> None:
@@ -39,7 +39,7 @@ def test_counters_that_were_not_told_are_no_zeros() -> None:
     shown = dict(rows(told))
     assert list(shown) == ["model", "cache blocks", "counters", "memory"]
     assert (shown["cache blocks"], "operator" in shown["counters"]) == ("9 × 64 tokens", True)
-    assert shown["memory"] == "weights 0 B, KV 0 B of 8.0 GiB"
+    assert shown["memory"] == "weights 0 B, KV cache 0 B, total 8.0 GiB"
     assert as_dict(told)["cache"] == {"block_size": 64, "blocks_total": 9}
     told.requests.SetInParent()
     assert dict(rows(told))["requests"] == "0 running, 0 waiting"

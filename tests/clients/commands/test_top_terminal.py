@@ -68,7 +68,7 @@ def test_a_busy_server_fits_and_nothing_is_cut(width: int, height: int, blocks: 
     for words in (
         "Qwen/Qwen3-30B-A3B-Instruct-2507 on NVIDIA H100 80GB HBM3", "output tokens/s", "234,567",
         "prefill tokens/s", "1,234,567", "4,096 running, 65.5k waiting, 987.7G finished",
-        "50.0 % of 987.7G tokens found, 987.7G evictions", "987,654,321,012",
+        "50.0 % of 987.7G tokens cached, 987.7G evictions", "987,654,321,012",
         "234.6M: RESOURCE_EXHAUSTED 123.5M", "p50", "p90", "p99", "mean", "count", "first token",
         "between tokens", "≤ 250 ms", "> 60.00 s", "in use", "shared", "press q to leave",
     ):  # fmt: skip

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from quire.clients.openai import chat, completions, sampling
-from quire.clients.openai.asked import Asked
-from quire.clients.openai.faults import BadBody
+from quire.clients.openai.faults import MAX_FAULTS, BadBody, Faults
 from quire.clients.openai.field_names import Names
+from quire.clients.openai.parsed_body import ParsedBody
 from quire.v1 import inference_pb2 as pb
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -21,7 +21,7 @@ TOOL: dict[str, Any] = {
 }
 
 
-def asked(**fields: Any) -> Asked:
+def asked(**fields: Any) -> ParsedBody:
     return chat.read({"messages": HELLO, **fields})
 
 
@@ -151,6 +151,38 @@ def test_what_the_contract_cannot_hold_is_told_as_it_was_given(value: float) -> 
     assert told.keys() == {"logit_bias[17]", "temperature"}
     for words in told.values():
         assert words.startswith(str(value)[:40]) and "the range of a float" in words
+
+
+@pytest.mark.parametrize("value", [1e-300, -1e-300, 2.0**-150, -5e-324])
+def test_what_is_next_to_zero_is_not_told_as_zero(value: float) -> None:
+    read = request(logit_bias={"17": value}, temperature=value).sampling
+    for told in (read.logit_bias[17], read.temperature):
+        assert told and (told < 0) == (value < 0)
+    assert request(temperature=-0.0).sampling.temperature == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{}] * 10_000},
+        {"messages": [{"role": "user", "content": [{}] * 10_000}]},
+        {"tools": [{}] * 10_000},
+        {"logit_bias": dict.fromkeys(map(str, range(10_000)), "x")},
+    ],
+)
+def test_of_very_many_faults_no_more_are_looked_for_than_are_told(
+    fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_for: list[str] = []
+    add = Faults.add
+
+    def noted(self: Faults, field: str, value: object, words: str) -> None:
+        looked_for.append(field)
+        add(self, field, value, words)
+
+    monkeypatch.setattr(Faults, "add", noted)
+    assert list(faults(**fields)) == looked_for
+    assert len(looked_for) == MAX_FAULTS
 
 
 def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:

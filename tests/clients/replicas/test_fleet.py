@@ -8,7 +8,7 @@ import pytest
 from quire.clients.replicas import fleet as fleet_module
 from quire.clients.replicas.addresses import Address, Lookup
 from quire.clients.replicas.affinity import REMEMBERED, REMEMBERED_EACH, PromptKeys
-from quire.clients.replicas.budget import Budget
+from quire.clients.replicas.budget import RetryBudget
 from quire.clients.replicas.fleet import BALANCE, FIRST_REST, LONGEST_REST, Fleet, Identity
 
 
@@ -142,11 +142,11 @@ def test_where_all_rest_the_one_that_wakes_first_is_asked() -> None:
 
 def test_a_stream_goes_on_only_at_its_like() -> None:
     world = World("a:1", "b:1", "c:1")
-    world.fleet.tell("a:1", Identity("old", "cpu"))
-    world.fleet.tell("b:1", Identity("new", "gpu"))
+    world.fleet.set_identity("a:1", Identity("old", "cpu"))
+    world.fleet.set_identity("b:1", Identity("new", "gpu"))
     new = Identity("new")
     assert {world.choose(key(i), like=new) for i in range(20)} == {"b:1", "c:1"}
-    world.fleet.tell("c:1", Identity("new", "cpu"))
+    world.fleet.set_identity("c:1", Identity("new", "cpu"))
     assert {world.choose(key(i), like=Identity("new", "cpu")) for i in range(20)} == {"c:1"}
     world.fleet.down("a:1", "gone", lost=True)  # another program may come up there
     world.now += LONGEST_REST
@@ -157,8 +157,8 @@ def test_different_models_are_named_once(caplog: pytest.LogCaptureFixture) -> No
     world = World("a:1", "b:1")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            world.fleet.tell("a:1", Identity("f1"))
-            world.fleet.tell("b:1", Identity("f2"))
+            world.fleet.set_identity("a:1", Identity("f1"))
+            world.fleet.set_identity("b:1", Identity("f2"))
     assert [r.getMessage() for r in caplog.records] == [
         "replicas serve different models: a:1 f1, b:1 f2"
     ]
@@ -257,7 +257,7 @@ def test_literal_addresses_are_never_looked_up() -> None:
 
 def test_asking_again_is_paid_for() -> None:
     now = [0.0]
-    budget = Budget(3, 0.5, 2.0, clock=lambda: now[0])
+    budget = RetryBudget(3, 0.5, 2.0, clock=lambda: now[0])
     assert [budget.take() for _ in range(4)] == [True, True, True, False]
     budget.call_began()
     assert not budget.take()

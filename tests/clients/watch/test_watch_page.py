@@ -80,7 +80,7 @@ def test_it_shows_what_the_server_does(browser: chromium.Page, server: Any) -> N
         assert text(browser, "#model") == "fake on cpu"
         assert "6 blocks of 16 tokens, 50 % in use" in text(browser, "#map-words")
         tiles = browser.value("[...document.querySelectorAll('.tile')].map(t => t.textContent)")
-        assert "25 %of prompts found" in tiles, tiles
+        assert "25 %prompt tokens cached" in tiles, tiles
         assert "1 + 2 waitingrunning" in tiles
         a, b, c, d, e, f = browser.value(CELLS)  # in use, shared, cached, free, free, in use
         assert a == f and d == e and len({str(cell) for cell in (a, b, c, d)}) == 4

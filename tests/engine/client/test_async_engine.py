@@ -1,4 +1,4 @@
-"""The asyncio face over a link that the test holds in its hands."""
+"""The asyncio engine over a link that the test holds in its hands."""
 
 import asyncio
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from support.dying_engine import INFO, Built, batch, end, run
 from support.patience import PATIENCE
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 
 from quire.engine.client import wire
 from quire.engine.client.in_process import ProcessLink

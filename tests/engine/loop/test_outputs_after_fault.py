@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from support.dying_engine import Built, Lost, ScriptedLink, batch, dies, end, run
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import EOS, Oracle
 
 from quire.engine.client.async_engine import AsyncEngine
@@ -188,14 +189,14 @@ def test_rows_before_the_one_that_ruins_the_books_keep_their_ends() -> None:
     plan = scheduler.schedule()
     assert plan is not None and [row.key for row in plan.rows] == [1, 2, 3]
     scheduler.drain_outputs()
-    leave = scheduler.roster.waiting.leave
+    leave = scheduler.state.waiting.leave
 
     def fails(client: str, user: str = "") -> None:
         if not scheduler.knows(1):
             raise RuntimeError("spilled coffee")
         leave(client, user)
 
-    scheduler.roster.waiting.leave = fails  # type: ignore[method-assign]
+    scheduler.state.waiting.leave = fails  # type: ignore[method-assign]
     with pytest.raises(CorruptStateError):
         scheduler.apply(plan, StepResult([[3], [EOS], [3]]))
     said = scheduler.drain_outputs()

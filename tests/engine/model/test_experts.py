@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quire.engine.errors import ConfigError, ModelError
 from quire.engine.model.config import QWEN3_MOE, Experts, ModelConfig
-from quire.engine.model.layers.residual import Stream
+from quire.engine.model.layers.residual import ResidualStream
 from quire.engine.model.registry import build_model
 from quire.engine.weights.loader import check_checkpoint, load_checkpoint
 from quire.engine.weights.random import save_random
@@ -146,11 +146,11 @@ def test_one_row_by_itself_is_asked_for_first_and_may_be_declined() -> None:
     for held in (mlp.router, mlp.gate_up.data, mlp.down.data):
         held.copy_(noise(*held.shape) / 8)
     two = noise(2, 128)
-    alone = mlp(Stream(two[:1]), ones, ones, 1e-6).residual
+    alone = mlp(ResidualStream(two[:1]), ones, ones, 1e-6).residual
     assert torch.equal(alone, two[:1] + 1)
-    both = mlp(Stream(two.clone()), ones, ones, 1e-6).residual
+    both = mlp(ResidualStream(two.clone()), ones, ones, 1e-6).residual
     assert asked == [{"renormalise": False}] * 2
     plain: Any = build_model(shape, cast(Any, reference), dtype=torch.float32, device=CPU)
     for held, other in zip(plain.layers[0].mlp.placements, mlp.placements, strict=True):
         held.target.copy_(other.target)
-    assert torch.equal(both, plain.layers[0].mlp(Stream(two), ones, ones, 1e-6).residual)
+    assert torch.equal(both, plain.layers[0].mlp(ResidualStream(two), ones, ones, 1e-6).residual)

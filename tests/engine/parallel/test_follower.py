@@ -175,7 +175,7 @@ def test_why_a_follower_ends_is_said(
             other.recv(1)
         return
     values = FrameChannel(other).expect(said)
-    assert values.get("words", str(error)) == str(error)
+    assert values.get("message", str(error)) == str(error)
 
 
 def test_a_follower_is_built_as_rank_0_says(channels: tuple[FrameChannel, socket.socket]) -> None:

@@ -137,7 +137,7 @@ def test_ranks_meet_in_a_folder_of_their_own_which_goes() -> None:
     board, gone = Board(), []
 
     def one(rank: int) -> bytes:
-        with symmetric.meeting_place(BoardStore(board), rank, 2) as store:
+        with symmetric.rendezvous_store(BoardStore(board), rank, 2) as store:
             folder = Path(BoardStore(board).get(symmetric._FOLDER).decode())
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
             store.set(f"key {rank}", b"\x00\xff".hex())

@@ -16,13 +16,13 @@ from quire.engine.parallel import handshake, join_listener, joining, network
 from quire.engine.parallel.handshake import NO_RANK, Opening
 from quire.engine.parallel.join_listener import JoinedPeer, JoinListener
 from quire.engine.parallel.joining import Joining
+from quire.engine.parallel.node_config import NodeConfig, pack
 from quire.engine.parallel.secret import Secret
-from quire.engine.parallel.terms import Terms, pack
 
 SECRET = Secret(b"what the nodes have in common")
 
 
-TERMS: Terms = {"Quire": "1", "torch": "2", "max_num_seqs": "8"}
+NODE_CONFIG: NodeConfig = {"Quire": "1", "torch": "2", "max_num_seqs": "8"}
 
 
 TWO_NODES = [(1, NO_RANK), (1, 1)]
@@ -50,16 +50,20 @@ class Waiting:
         listener = network.listen("127.0.0.1", 0)
         self.address: tuple[str, int] = listener.getsockname()
         more: dict[str, Any] = {} if clock is None else {"clock": clock}
-        self.listener = JoinListener(listener, SECRET, TERMS, expected, **more)
+        self.listener = JoinListener(listener, SECRET, NODE_CONFIG, expected, **more)
         self.members: Future[list[JoinedPeer]] = pool.submit(self.listener.gather, seconds, check)
         pool.waiting.append(self)
 
     def come(
-        self, node: int, rank: int = NO_RANK, terms: Terms = TERMS, secret: Secret = SECRET
+        self,
+        node: int,
+        rank: int = NO_RANK,
+        node_config: NodeConfig = NODE_CONFIG,
+        secret: Secret = SECRET,
     ) -> socket.socket:
         """A node's connection. Raises ConfigError as a node does."""
         going = Joining(*self.address, secret, PATIENCE, pause=tries_again)
-        return going.connect(Opening(node, rank, pack(terms)))
+        return going.connect(Opening(node, rank, pack(node_config)))
 
     def knock(self) -> tuple[socket.socket, bytes]:
         """A stranger's connection, and how it was greeted."""
@@ -88,9 +92,11 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def opened_by(greeting: bytes, secret: Secret = SECRET, terms: bytes = pack(TERMS)) -> bytes:
-    said = Opening(1, NO_RANK, terms)
-    return handshake.signed(secret, greeting, handshake.said_of(said), said.terms)
+def opened_by(
+    greeting: bytes, secret: Secret = SECRET, node_config: bytes = pack(NODE_CONFIG)
+) -> bytes:
+    said = Opening(1, NO_RANK, node_config)
+    return handshake.signed(secret, greeting, handshake.unsigned(said), said.node_config)
 
 
 def of_length(greeting: bytes, length: int) -> bytes:
@@ -105,8 +111,8 @@ STRANGERS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "another secret": lambda greeting, _heard: opened_by(greeting, Secret(b"something else")),
     "replayed": lambda _greeting, heard: heard,
     "cut off": lambda greeting, _heard: opened_by(greeting)[:-1],
-    "too long": lambda greeting, _heard: of_length(greeting, handshake.MAX_TERMS + 1),
-    "no terms": lambda greeting, _heard: opened_by(greeting, terms=b"[1]"),
+    "too long": lambda greeting, _heard: of_length(greeting, handshake.MAX_CONFIG_BYTES + 1),
+    "no configuration": lambda greeting, _heard: opened_by(greeting, node_config=b"[1]"),
     "goes on": lambda greeting, _heard: opened_by(greeting) + b"\0",
 }
 
@@ -120,7 +126,14 @@ def test_strangers_change_nothing(pool: Pool, stack: ExitStack) -> None:
         stranger, greeting = waiting.knock()
         strangers[name] = stack.enter_context(stranger)
         stranger.sendall(words(greeting, heard))
-    for name in ("garbage", "another secret", "replayed", "too long", "no terms", "goes on"):
+    for name in (
+        "garbage",
+        "another secret",
+        "replayed",
+        "too long",
+        "no configuration",
+        "goes on",
+    ):
         answer = b""
         try:
             while more := strangers[name].recv(1 << 16):
@@ -182,14 +195,14 @@ def test_a_node_that_does_not_come_is_named_and_the_others_hear_of_it(
     with pytest.raises(ConfigError, match=words):
         waiting.members.result(PATIENCE)
     channel = joining.FrameChannel(came)
-    assert channel.expect(joining.Kind.REFUSED) == {"words": words}
+    assert channel.expect(joining.Kind.REFUSED) == {"message": words}
 
 
 def test_a_node_with_other_terms_is_refused_on_both_sides(pool: Pool) -> None:
     waiting = Waiting(pool, TWO_NODES)
     words = "node 1 has max_num_seqs = 9, and node 0 has 8: they must be equal"
     with pytest.raises(ConfigError) as refused:
-        with waiting.come(1, terms={**TERMS, "max_num_seqs": "9"}) as connection:
+        with waiting.come(1, node_config={**NODE_CONFIG, "max_num_seqs": "9"}) as connection:
             joining.FrameChannel(connection).expect(joining.Kind.JOINED)
     assert str(refused.value) == words
     with pytest.raises(ConfigError, match=words):
@@ -259,7 +272,7 @@ def test_a_rank_of_node_0_that_is_lost_meanwhile_ends_the_wait(
     with pytest.raises(RankError, match="rank 1 "):
         waiting.members.result(PATIENCE)
     told = joining.FrameChannel(came).expect(joining.Kind.REFUSED)
-    assert told == {"words": "rank 1 (process 7) ended by SIGKILL"}
+    assert told == {"message": "rank 1 (process 7) ended by SIGKILL"}
 
 
 # ---------------------------------------------------------------- the other side

@@ -18,20 +18,20 @@ from quire.engine.errors import ConfigError, ModelError, RankError
 from quire.engine.parallel import follower, network, node, ranks
 from quire.engine.parallel.frame_channel import FrameChannel, Kind
 from quire.engine.parallel.join_listener import JoinListener
+from quire.engine.parallel.node_config import NodeConfig
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.ranks import Ranks, ended_on_error
 from quire.engine.parallel.secret import Secret
-from quire.engine.parallel.terms import Terms
 
 SECRET = Secret(b"what the nodes have in common")
-TERMS: Terms = {"Quire": "1"}
+NODE_CONFIG: NodeConfig = {"Quire": "1"}
 # Ranks 0 and 1 here, 2 and 3 there. They need no torch: `say(kind, **values)`, `hear()`, `asked`.
 _BEGIN = """
 import os, socket, sys, time
 from quire.engine import lifeline
 from quire.engine.parallel.frame_channel import Kind, FrameChannel
 parent = socket.socket(fileno=int(sys.argv[1]))
-lifeline.hold_to(parent)
+lifeline.end_with_parent(parent)
 channel = FrameChannel(parent)
 say, hear = channel.send_json, channel.receive
 asked = channel.expect(Kind.BUILD)
@@ -51,11 +51,11 @@ class Cluster:
         program = [sys.executable, "-P", "-c", _BEGIN + body]
         self.lost = threading.Event()
         self.node: Future[int] = pool.submit(
-            node.follow, both.replace(node_rank=1), TERMS, SECRET, program
+            node.follow, both.replace(node_rank=1), NODE_CONFIG, SECRET, program
         )
         self.ranks = Ranks(Program(program), 4, self.lost.set, here=2)
         self.ranks.take_in(
-            JoinListener(listener, SECRET, TERMS, node.places(both)).gather(PATIENCE)
+            JoinListener(listener, SECRET, NODE_CONFIG, node.places(both)).gather(PATIENCE)
         )
         self.ranks.build({}, 1)
 
@@ -162,7 +162,7 @@ def test_a_node_that_does_not_answer_takes_all_along(
 
 
 def test_what_keeps_a_rank_from_starting_is_said_on_every_node(pool: ThreadPoolExecutor) -> None:
-    says = "say(Kind.REFUSED, error='ModelError', words='x is missing')\n"
+    says = "say(Kind.REFUSED, error='ModelError', message='x is missing')\n"
     cluster = Cluster(pool, f"if rank == 3:\n    {says}" + STAYS)
     with pytest.raises(ModelError, match="rank 3: x is missing"):
         with ended_on_error(cluster.ranks):

@@ -15,7 +15,7 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, ModelError, QuireError, RankError
 from quire.engine.parallel import ranks as parallel_ranks
-from quire.engine.parallel.frame_channel import Kind, said
+from quire.engine.parallel.frame_channel import Kind, checked_values
 from quire.engine.parallel.leader import LeadingRunner
 from quire.engine.parallel.process import Program
 from quire.engine.parallel.rank_handles import LocalRank
@@ -30,7 +30,7 @@ import os, socket, sys, time
 from quire.engine import lifeline
 from quire.engine.parallel.frame_channel import Kind, FrameChannel, values_of
 parent = socket.socket(fileno=int(sys.argv[1]))
-lifeline.hold_to(parent)
+lifeline.end_with_parent(parent)
 channel = FrameChannel(parent)
 say, hear = channel.send_json, channel.receive
 rank = channel.expect(Kind.BUILD)["rank"]
@@ -77,8 +77,12 @@ def test_processes_started_ahead_become_the_first_ranks() -> None:
 @pytest.mark.parametrize(
     ("body", "kind", "words"),
     [
-        ("say(Kind.REFUSED, error='ModelError', words='x is missing')", ModelError, "rank 2: x is"),
-        ("say(Kind.REFUSED, error='exec', words='y')", QuireError, "rank 2: y"),
+        (
+            "say(Kind.REFUSED, error='ModelError', message='x is missing')",
+            ModelError,
+            "rank 2: x is",
+        ),
+        ("say(Kind.REFUSED, error='exec', message='y')", QuireError, "rank 2: y"),
         ("os.kill(os.getpid(), 9)", RankError, r"rank 2 \(process \d+\) ended by SIGKILL"),
         ("say(Kind.DIED, error_id='ab')", RankError, r"rank 2 \(.*\) died by a fault \(ab\)"),
         ("sys.exit(7)", RankError, "ended by exit code 7"),
@@ -113,8 +117,8 @@ def test_what_keeps_a_rank_from_starting_is_raised(
 )
 def test_what_is_said_to_rank_0_is_looked_at_whole(kind: Kind, body: bytes, words: str) -> None:
     with pytest.raises(RankError, match=words):
-        said(kind, body)
-    assert said(Kind.READY, b'{"pid": 7}') == {"pid": 7}
+        checked_values(kind, body)
+    assert checked_values(Kind.READY, b'{"pid": 7}') == {"pid": 7}
 
 
 def test_who_is_lost_before_the_ranks_meet_ends_the_meeting(
@@ -125,7 +129,7 @@ def test_who_is_lost_before_the_ranks_meet_ends_the_meeting(
     loss = Loss()
     ranks = started("sys.exit(3)", on_loss=loss)
     with pytest.raises(RankError, match="ended by exit code 3"):
-        ranks.meet(lambda store: store.get("never"))
+        ranks.rendezvous(lambda store: store.get("never"))
     assert loss.told.wait(PATIENCE)
     assert "ended by exit code 3: without it nothing can be computed" in caplog.text
     ranks.end()
@@ -138,7 +142,7 @@ def test_who_does_not_come_to_the_meeting_is_named() -> None:
     )
     assert [ranks.board.get(key) for key in ("r1", "r3")] == ["00", "00"]
     with pytest.raises(RankError, match="rank 2 did not come within 0 s"):
-        ranks.meet(lambda store: store.get("never"), seconds=0)
+        ranks.rendezvous(lambda store: store.get("never"), seconds=0)
     ranks.end()
 
 

@@ -216,15 +216,28 @@ WORK = """
 import sys
 from quire.engine.runner import compile_worker
 found = compile_worker.kernels_of
+sizes = []
 def few(launches):
     kernels = found(launches)
-    assert len(kernels) > 20
+    sizes.append(len(kernels))
+    assert sizes[0] < sizes[-1] > 20 or len(sizes) == 1
     assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules, "seconds of imports"
     light = "_advance_kernel", "_copy_kernel", "_mask_stop_kernel"
     return {name: kernel for name, kernel in kernels.items() if name.split()[0] in light}
 compile_worker.kernels_of = few
 {change}
 sys.exit(compile_worker.main())
+"""
+
+# One of them is begun before the others are known.
+EARLY = """
+import os
+compile_worker.LONGEST = ("_copy_kernel",)
+def beside(launches, found=compile_worker.kernels_of):
+    if sizes:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises if none is begun
+    return found(launches)
+compile_worker.kernels_of = beside
 """
 
 
@@ -246,10 +259,13 @@ def worker(orders: Orders, folder: Path, change: str = "") -> Iterator["subproce
 
 
 @pytest.mark.long
-def test_forks_compile_each_kernel_once_and_find_it_the_next_time(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["", EARLY], ids=["together", "one-before"])
+def test_forks_compile_each_kernel_once_and_find_it_the_next_time(
+    tmp_path: Path, change: str
+) -> None:
     told: list[list[str]] = []
     for _ in range(2):
-        with worker(dataclasses.replace(ORDERS, processes=2), tmp_path) as process:
+        with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
             assert process.stdout is not None
             words = [Compiled.read(line) for line in process.stdout]
             assert process.wait(PATIENCE) == 0
@@ -305,7 +321,7 @@ def test_a_number_is_read_by_one_process_and_the_slowest_kernels_have_the_first(
     pytest.importorskip("triton")
     from quire.engine.runner.compile_worker import SLOWEST, numbers, slowest_first
 
-    pipe = numbers(300)
+    pipe = numbers(0, 300)
     fork = os.fork()
     if not fork:
         os._exit(int.from_bytes(os.read(pipe, 2)))
@@ -337,7 +353,7 @@ def test_what_launches_kernels_is_built_once_for_all_of_a_signature(
     told: list[Compiled] = []
     monkeypatch.setattr(offline, "compile_launcher", built.append)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compile_worker.compile_some(kernels, compile_worker.numbers(len(kernels)), told.append)
+    compile_worker.compile_some(kernels, compile_worker.numbers(0, len(kernels)), told.append)
     assert built == made[:2]
     assert len({word.folder for word in told}) == len(told) == 4
 

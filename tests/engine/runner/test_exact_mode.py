@@ -186,7 +186,7 @@ def test_fp8_weights_and_experts_are_compared_and_refused_where_they_differ(
 
     asked, differ = {}, False
 
-    def product(weight: torch.Tensor, around: check.Around, _dtype: torch.dtype) -> int | None:
+    def product(weight: torch.Tensor, around: check.Fusion, _dtype: torch.dtype) -> int | None:
         asked[tuple(weight.shape)] = around.most
         return 17 if differ and weight.shape == differing else None
 

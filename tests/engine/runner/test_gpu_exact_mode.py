@@ -35,14 +35,14 @@ def test_every_launch_for_a_weight_has_its_bits(dtype: torch.dtype) -> None:
     """What the library does otherwise is dropped; no tile ever differs."""
     from quire.engine.model.config import ModelConfig
     from quire.engine.runner.exact_mode import products_of
-    from quire.kernels.linear.check import Around, check
+    from quire.kernels.linear.check import Fusion, check
     from quire.kernels.linear.exact import ExactProducts
 
     for shape in ("0.6B", "8B"):
         products = products_of(ModelConfig.named_shape(shape), dtype, None)
         for one in {product.kind: product for product in products}.values():
             weight = torch.empty(one.weight.data.shape, dtype=dtype, device="cuda")
-            around = Around(
+            around = Fusion(
                 512 if one.sampled else 8192, one.norm, one.residual, one.silu, one.out_dtype
             )
             chosen = ExactProducts()
@@ -53,10 +53,10 @@ def test_every_launch_for_a_weight_has_its_bits(dtype: torch.dtype) -> None:
 def test_rows_that_choose_the_split_are_seen_by_their_bits() -> None:
     """The fault that exact mode is there to prevent, put back: the fast table's choice."""
     from quire.kernels.linear import tuning
-    from quire.kernels.linear.check import Around, Bits
+    from quire.kernels.linear.check import Bits, Fusion
 
     weight = torch.empty(1024, 3072, dtype=torch.bfloat16, device="cuda")
-    bits = Bits(weight, Around(64, residual=True), 1)
+    bits = Bits(weight, Fusion(64, residual=True), 1)
     chosen = {
         rows: tuning.choose(1024, 3072, rows, torch.bfloat16, False) for rows in (1, 2, 8, 32)
     }

@@ -21,11 +21,12 @@ class Recorder:
     def __init__(self) -> None:
         self.called: list[str] = []
         self.results: list[Tensor] = []
+        self.options: list[dict[str, Any]] = []
 
     def __getattr__(self, name: str) -> Any:
-        self.called.append(name)
-
         def call(*arguments: Any, **options: Any) -> Tensor:
+            self.called.append(name)
+            self.options.append(options)
             self.results.append(getattr(reference, name)(*arguments, **options))
             return self.results[-1]
 
@@ -58,7 +59,7 @@ def step(lens: tuple[int, ...]) -> tuple[ForwardBatch, Tensor]:
     return batch, torch.randn(len(rows), shape, generator=torch.Generator().manual_seed(0))
 
 
-def run(lens: tuple[int, ...]) -> tuple[Tensor, Recorder]:
+def run(lens: tuple[int, ...], *, narrow: bool = False) -> tuple[Tensor, Recorder]:
     """The attention of a step over a cache that is the same each time, and what it called."""
     batch, qkv = step(lens)
     rng = torch.Generator().manual_seed(1)
@@ -67,7 +68,10 @@ def run(lens: tuple[int, ...]) -> tuple[Tensor, Recorder]:
     angle = torch.arange(64)[:, None] * 1e4 ** (-torch.arange(0, DIM, 2) / DIM)
     rope = torch.cat((angle.cos(), angle.sin()), dim=1)
     ops = Recorder()
-    out = paged_attention(cast(Ops, ops), qkv, norm, norm, 1e-6, rope, k, v, batch, 0.25)
+    out = paged_attention(
+        cast(Ops, ops), qkv, norm, norm, 1e-6, rope, k, v, batch, 0.25, narrow=narrow
+    )
+    assert isinstance(out, Tensor)
     assert out.shape == (len(qkv), HEADS * DIM)
     return out, ops
 
@@ -77,7 +81,7 @@ def run(lens: tuple[int, ...]) -> tuple[Tensor, Recorder]:
     [
         ((1, 1, 1), ["rope_decode_attention"]),
         ((5, 2), ["qk_norm_rope_kv_write", "prefill_attention"]),
-        ((1, 1, 4), ["qk_norm_rope_kv_write", "decode_attention", "prefill_attention"]),
+        ((1, 1, 4), ["qk_norm_rope_kv_write", "rope_decode_attention", "prefill_attention"]),
     ],
 )
 def test_a_decode_step_is_one_kernel(lens: tuple[int, ...], kernels: list[str]) -> None:
@@ -97,3 +101,9 @@ def test_both_kernels_of_a_mixed_step_write_into_its_result() -> None:
     assert (decode.shape[0], prefill.shape[0]) == (2, 4)
     assert decode.data_ptr() == out.data_ptr()
     assert prefill.data_ptr() == out[2:].data_ptr()
+
+
+def test_what_is_written_beside_prompts_is_not_narrow() -> None:
+    """They share a result, which prompts write as it is."""
+    assert run((1, 1), narrow=True)[1].options[0]["narrow"]
+    assert "narrow" not in run((1, 1, 4), narrow=True)[1].options[1]

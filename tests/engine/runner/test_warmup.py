@@ -103,12 +103,14 @@ def recorded_core(
     layers: int = 1,
     exact: bool = False,
     both: bool = False,
+    head_dim: int = 16,
 ) -> EngineCore:
     """A model of 16-bit weights over a 16-bit cache, as on a GPU. both: one layer sees all, and one
     a window."""
     ops: Any = RecordedOps(exact=exact)
     experts = EXPERTS if architecture == QWEN3_MOE else None
     shape = replace(SHAPE, architecture=architecture, experts=experts, fp8=fp8, num_layers=layers)
+    shape = replace(shape, head_dim=head_dim)
     if architecture == GPT2:
         shape = replace(shape, num_q_heads=3, num_kv_heads=3)  # of 16 dimensions: its width
     if fp8 is not None:
@@ -248,6 +250,20 @@ def test_layers_with_a_window_are_warm_where_others_split_their_contexts() -> No
         for decode, longer in enumerate(sizes):
             step = WarmStep(decode % 4 + (not longer), longer, 600 if decode % 2 else 300)
             runner._run_null(step)
+    assert not launched - warm
+
+
+def test_many_rows_beside_prompts_are_warm_where_alone_they_come_quantized() -> None:
+    """Beside prompts one result is of both, so it is written as it is, by another kernel."""
+    setup = replace(SETUP, max_num_seqs=96, max_model_len=64, cache_dtype=NARROW, block_size=64)
+    most = replace(bounds(setup), heads=Heads(16, 8, 128, torch.bfloat16, 64, narrow=True))
+    with recorded() as warm:
+        fp8 = Fp8(made_on_load=True)
+        runner: Any = recorded_core(setup, graphs=False, fp8=fp8, head_dim=128).runner
+        runner.warm_up(warm_steps(most), lambda _share: None)
+    with recorded() as launched, torch.inference_mode():
+        for longer in ((), (5,)):
+            runner._run_null(WarmStep(96, longer, 64))
     assert not launched - warm
 
 

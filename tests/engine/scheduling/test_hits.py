@@ -10,7 +10,8 @@ from itertools import takewhile
 from random import Random
 
 import pytest
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import Oracle
 
 from quire.engine.loop.core import EngineCore
@@ -154,7 +155,7 @@ class _Hashed:
 def test_another_salt_copies_nothing() -> None:
     simulator = build()
     served(simulator, spec(1, TEXT[:6], salt=b"a"), spec(2, TEXT[:6], salt=b"b"))
-    assert simulator.tally.heads == simulator.tally.hits == 0
+    assert simulator.tally.partial_copies == simulator.tally.hits == 0
 
 
 def test_siblings_fork_from_a_leader_that_has_copied() -> None:
@@ -173,7 +174,7 @@ def test_siblings_fork_from_a_leader_that_has_copied() -> None:
 def test_without_caching_nothing_is_copied() -> None:
     simulator = build(caching=False)
     served(simulator, spec(1, TEXT[:6]), spec(2, TEXT[:6]))
-    assert simulator.tally.heads == 0
+    assert simulator.tally.partial_copies == 0
 
 
 # ------------------------------------------------------------ blocks
@@ -205,7 +206,7 @@ def test_a_copied_from_block_counts_as_used_last() -> None:
     simulator = build(num_blocks=8)
     served(simulator, spec(1, TEXT[:3]), spec(2, (2, 2, 2)), spec(3, TEXT[:4]))
     served(simulator, spec(4, (3,) * 20, 1), spec(5, TEXT[:4]))
-    assert simulator.tally.heads == 2
+    assert simulator.tally.partial_copies == 2
 
 
 def test_tails_that_say_the_same_are_kept_once() -> None:
@@ -289,11 +290,11 @@ def test_the_most_alike_block_is_found_among_thousands_without_looking_at_them()
     cache._children[cache.root_hash(b"")] = looked  # type: ignore[assignment]
     for _ in range(200):
         wanted = [rng.randrange(3) for _ in range(rng.randint(2, 20))]
-        head = cache.match_head([], b"", wanted, 0)
+        match = cache.match_partial([], b"", wanted, 0)
         best = max(num_equal(tokens, wanted[:-1][:size]) for _, tokens in kept)
-        assert (head.num_tokens if head else 0) == best
-        if head is not None:
-            assert dict(kept)[head.block][:best] == wanted[:best]
+        assert (match.num_tokens if match else 0) == best
+        if match is not None:
+            assert dict(kept)[match.block][:best] == wanted[:best]
     assert looked.count < 200 * 20
 
 
@@ -317,8 +318,8 @@ def test_forgetting_a_tail_takes_it_out_of_the_index() -> None:
     table = pool.allocate(1)
     pool.prefix_cache.register_tail(table[0], [], b"", [1, 2], 2)
     pool.release(table)
-    assert pool.prefix_cache.match_head([], b"", [1, 2, 3], 0) == (table[0], 2)
+    assert pool.prefix_cache.match_partial([], b"", [1, 2, 3], 0) == (table[0], 2)
     pool.release(pool.allocate(2))
     pool.check([])
     assert pool.evictions == 1
-    assert pool.prefix_cache.match_head([], b"", [1, 2, 3], 0) is None
+    assert pool.prefix_cache.match_partial([], b"", [1, 2, 3], 0) is None

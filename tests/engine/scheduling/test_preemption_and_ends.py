@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 from support.scheduler_cases import PROMPT, build, last_plan, spec, stopping_spec
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import Oracle
 
 from quire.engine.request import FinishReason
@@ -200,8 +201,8 @@ def test_no_fork_from_a_leader_that_was_preempted_and_is_at_its_prompt_again() -
     simulator.submit(spec(1, max_tokens=8, n=2))
     while not any(r.num_outputs for r in scheduler.unfinished() if r.key == 1):
         simulator.turn()
-    leader = next(r for r in scheduler.roster.running if r.key == 1)
-    scheduler.roster.preempt(leader)
+    leader = next(r for r in scheduler.state.running if r.key == 1)
+    scheduler.state.preempt(leader)
     simulator.abort(9)
     simulator.turn()
     simulator.launch()  # the leader's last chunk leaves room for its sibling

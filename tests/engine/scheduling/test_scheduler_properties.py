@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import EOS
 from support.traffic import random_shape, run_episode, run_steps, windowed_shape
 
@@ -37,7 +38,14 @@ def test_random_traffic_neither_leaks_nor_hangs_nor_corrupts() -> None:
     tally, episodes = run_steps(STEPS)
     print(f"{episodes} episodes: {tally}")
     assert tally.steps >= STEPS
-    for name in ("preemptions", "hits", "heads", "evictions", "aborts_in_flight", "duplicates"):
+    for name in (
+        "preemptions",
+        "hits",
+        "partial_copies",
+        "evictions",
+        "aborts_in_flight",
+        "duplicates",
+    ):
         assert getattr(tally, name) >= 100, f"too few {name}: {tally}"
     for name in ("forks", "resumed", "finishes", "stale_epochs", "discarded", "refused"):
         assert getattr(tally, name) >= 50, f"too few {name}: {tally}"
@@ -50,7 +58,13 @@ def test_random_traffic_over_windows_reads_only_its_own(steps: int) -> None:
     tally, _ = run_steps(steps, shape_of=windowed_shape)
     assert tally.hits >= steps // 100
     if steps == STEPS:
-        for name in ("preemptions", "heads", "evictions", "aborts_in_flight", "duplicates"):
+        for name in (
+            "preemptions",
+            "partial_copies",
+            "evictions",
+            "aborts_in_flight",
+            "duplicates",
+        ):
             assert getattr(tally, name) >= 100, f"too few {name}: {tally}"
 
 
@@ -64,7 +78,7 @@ def test_equal_submissions_and_results_give_equal_plans() -> None:
 
 def plan_by_rows(self: Scheduler, draft: Draft, *, decode: bool) -> None:
     """Scheduler._plan_running without a way of its own for rows that only go on."""
-    for request in tuple(self.roster.running):
+    for request in tuple(self.state.running):
         remaining = request.remaining
         if draft.budget == 0 or request.status is not Status.RUNNING:
             continue

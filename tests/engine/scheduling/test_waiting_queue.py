@@ -179,7 +179,7 @@ def test_users_share_what_their_client_gets_and_nobody_gets_more_by_naming_them(
 def test_whole_engines_plan_the_same_over_either_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = range(300, 312)
     fast = [run_episode(seed, turns=120, log=True).log for seed in seeds]
-    monkeypatch.setattr("quire.engine.scheduling.roster.WaitingQueue", SlowQueue)
+    monkeypatch.setattr("quire.engine.scheduling.scheduler_state.WaitingQueue", SlowQueue)
     monkeypatch.setattr("support.simulator.Simulator.check", lambda _self: None)  # looks into heaps
     monkeypatch.setattr("support.simulator.Simulator._check_empty", lambda _self: None)
     assert [run_episode(seed, turns=120, log=True).log for seed in seeds] == fast

@@ -165,8 +165,13 @@ def test_heads_are_columns_in_many_rows_alone() -> None:
     assert not choose(256, heads, 4096, exact=True).columns
     of_64 = Heads(32, 8, 64, BF16, 64, narrow=True)  # which had other numbers on a card
     assert not choose(256, of_64, 4096).columns
-    names = [kernels(rows, heads, 4096, hopper=True, shared=232_448) for rows in shapes]
-    assert len({*map(frozenset, names)}) == 4  # rows below 128 are chained
+    card = {"hopper": True, "shared": 232_448}
+    alone, beside = (
+        [kernels(rows, heads, 4096, alone=alone, **card) for rows in shapes]  # type: ignore[arg-type]
+        for alone in (True, False)
+    )
+    assert len({*map(frozenset, alone)}) == 4  # rows below 128 are chained
+    assert [a == b for a, b in zip(alone, beside, strict=True)] == [True, False, False, False]
 
 
 ROWS = [(0, 1), (64, 33), (15, 2), (90, 1)]  # cached, new

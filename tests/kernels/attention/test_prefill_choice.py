@@ -119,5 +119,5 @@ def test_warm_up_tells_steps_of_one_group_and_of_three() -> None:
         launches.of_model(launches.StepSize(0, (tokens,), 4096), heads, launches.Card())
         for tokens in (2048, 3000)
     )
-    one, three = (("prefill", "sum", replace(WHOLE, groups=groups)) for groups in (1, GROUPS))
+    one, three = (("prefill", "sum", WHOLE.tiles, groups, WHOLE.split) for groups in (1, GROUPS))
     assert one in few - many and three in many - few

@@ -128,6 +128,49 @@ def test_as_two_kernels_and_as_the_twin(
     check(step, level=level)
 
 
+@pytest.mark.parametrize("level", [0, 2])
+def test_exact_mode_has_the_bits_of_two_kernels(decode: Any, level: int) -> None:
+    for dtype in (BF16, FP32):
+        step = decode([1, 64, 65, 300], group=3, kv_heads=1, block_size=64, dim=32, dtype=dtype)
+        check(step, exact=True, level=level)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_beside_a_prompt_no_bit_of_either_changes(decode: Any, exact: bool) -> None:
+    """Each kernel norms, rotates and writes its own tokens: as where one does that for all."""
+    from quire.engine.model.forward_batch import ForwardBatch
+    from quire.engine.model.layers.attention import attend, paged_attention
+    from quire.kernels.triton_ops import TritonOps
+
+    # The last row's prompt is of five tokens, in a context of 70.
+    step = decode([33, 1, 70], group=2, kv_heads=2, block_size=16, dim=32, dtype=BF16)
+    tables, contexts, scale, longest = step.rows
+    places = torch.arange(65, 70, device=contexts.device)
+    slots = tables[2, places // 16].long() * 16 + places % 16
+    positions = torch.cat((step.positions[:2], places.to(step.positions.dtype)))
+    qkv = torch.cat((step.qkv[:2], step.qkv[2:].repeat(5, 1) * places[:, None].to(BF16) / 64))
+    batch = ForwardBatch(
+        token_ids=positions,
+        positions=positions,
+        slot_mapping=torch.cat((step.slots[:2], slots)),
+        context_lens=contexts,
+        block_tables=tables,
+        prefill_start_loc=torch.tensor([0, 5], dtype=torch.int32, device=contexts.device),
+        logits_rows=None,
+        num_decode_rows=2,
+        max_query_len=5,
+        max_context_len=longest,
+    )
+    ops = TritonOps.on(contexts.device, pdl=False, exact=exact)
+    norms = (step.q_norm, step.k_norm, 1e-6, step.angles)
+    ours, theirs = step.fresh()[-2:], step.fresh()[-2:]
+    found = paged_attention(ops, qkv, *norms, *ours, batch, scale)
+    q = ops.qk_norm_rope_kv_write(qkv, *norms, positions, batch.slot_mapping, *theirs)
+    assert isinstance(found, Tensor) and found.isfinite().all()
+    assert same(found, attend(ops, q, *theirs, batch, scale))
+    assert all(map(same, ours, theirs))
+
+
 @pytest.mark.long
 def test_at_every_edge_of_the_tree(decode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who writes the last token is found right where a tile, a unit and a long split begin."""

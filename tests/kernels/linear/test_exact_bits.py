@@ -41,12 +41,12 @@ AROUND: list[dict[str, Any]] = [
 @pytest.fixture
 def bits(device: torch.device, ordered_dots: None) -> Any:
     """Makes a weight's `Bits`."""
-    from quire.kernels.linear.check import Around, Bits
+    from quire.kernels.linear.check import Bits, Fusion
 
     del ordered_dots
 
     def make(n: int, k: int, split: int = 1, dtype: Any = BF16, most: int = 20, **more: Any) -> Any:
-        return Bits(torch.empty(n, k, dtype=dtype, device=device), Around(most, **more), split)
+        return Bits(torch.empty(n, k, dtype=dtype, device=device), Fusion(most, **more), split)
 
     return make
 
@@ -214,7 +214,7 @@ def test_what_of_the_library_has_other_bits_is_dropped(
 ) -> None:
     """Here from 17 rows on, by a library that adds K in two halves."""
     from quire.kernels.linear import linear
-    from quire.kernels.linear.check import Around, check
+    from quire.kernels.linear.check import Fusion, check
 
     del ordered_dots
 
@@ -226,7 +226,7 @@ def test_what_of_the_library_has_other_bits_is_dropped(
     order = exact.Order(1, {32: Library()})
     monkeypatch.setattr(exact, "order_of", lambda *_: order)
     weight = torch.empty(32, 64, dtype=BF16, device=device)
-    around, products = Around(18), exact.ExactProducts()
+    around, products = Fusion(18), exact.ExactProducts()
     assert products.choose(32, 64, 17) == Library()
     (found,) = check(weight, around, products)
     assert (found.bucket, found.rows, found.kept) == (32, 18, True)
@@ -239,7 +239,7 @@ def test_residuals_are_added_apart_where_the_library_joins_them_otherwise(
     device: torch.device, ordered_dots: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quire.kernels.linear import linear
-    from quire.kernels.linear.check import Around, check
+    from quire.kernels.linear.check import Fusion, check
 
     del ordered_dots
     if torch.cuda.is_available():
@@ -248,7 +248,7 @@ def test_residuals_are_added_apart_where_the_library_joins_them_otherwise(
     joins = Library(joins=True)
     monkeypatch.setattr(exact, "order_of", lambda *_: exact.Order(1, {64: joins}))
     weight = torch.empty(32, 512, dtype=BF16, device=device)
-    around, products = Around(64, residual=True), exact.ExactProducts()
+    around, products = Fusion(64, residual=True), exact.ExactProducts()
     (found,) = check(weight, around, products)
     assert (found.bucket, found.variant, found.kept) == (64, joins, True)
     assert products.choose(32, 512, 64) == Library()

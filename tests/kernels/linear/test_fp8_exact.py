@@ -74,14 +74,14 @@ PLAIN = Fp8Tile(64, 64, swap=False, stages=2, warps=4)
 @pytest.fixture
 def bits(device: torch.device, ordered_dots: None) -> Any:
     """Makes a weight's `Fp8Bits`."""
-    from quire.kernels.linear.check import Around
+    from quire.kernels.linear.check import Fusion
     from quire.kernels.linear.fp8_check import Fp8Bits
 
     del ordered_dots
 
     def make(n: int, k: int, **around: Any) -> Any:
         weight = torch.empty(n, k, dtype=E4M3, device=device)
-        return Fp8Bits(weight, Around(20, **around), BF16)
+        return Fp8Bits(weight, Fusion(20, **around), BF16)
 
     return make
 
@@ -105,12 +105,12 @@ def test_shares_in_turn_are_those_side_by_side(bits: Any) -> None:
 def test_a_row_has_one_product_whatever_rows(
     around: dict[str, Any], ordered_dots: None, device: torch.device
 ) -> None:
-    from quire.kernels.linear.check import Around
+    from quire.kernels.linear.check import Fusion
     from quire.kernels.linear.fp8_check import differs
 
     del ordered_dots
     weight = torch.empty(256 if "silu" in around else 64, 256, dtype=E4M3, device=device)
-    assert differs(weight, Around(20, **around), BF16) is None
+    assert differs(weight, Fusion(20, **around), BF16) is None
 
 
 @pytest.mark.triton
@@ -118,7 +118,7 @@ def test_a_vector_kernel_at_one_row_is_seen_by_its_bits(
     ordered_dots: None, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fault that exact mode is there to prevent, put back."""
-    from quire.kernels.linear.check import Around
+    from quire.kernels.linear.check import Fusion
     from quire.kernels.linear.fp8_check import differs
 
     del ordered_dots
@@ -128,4 +128,4 @@ def test_a_vector_kernel_at_one_row_is_seen_by_its_bits(
         return Fp8Gemv(32, 4) if rows == 1 else tile(n, k, rows, *rest)
 
     monkeypatch.setattr(fp8_tuning, "exact", chosen)
-    assert differs(torch.empty(64, 256, dtype=E4M3, device=device), Around(3), BF16) == 1
+    assert differs(torch.empty(64, 256, dtype=E4M3, device=device), Fusion(3), BF16) == 1

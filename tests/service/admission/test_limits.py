@@ -8,7 +8,7 @@ from support.clock import Clock
 from support.fake_engine import Device
 from support.harness import ask, first, generate, read, run, serving
 
-from quire.service.admission.rate_limits import ClientLimits, Limits, Pace, TokenBucket
+from quire.service.admission.rate_limits import ClientLimits, Limits, Throttle, TokenBucket
 from quire.service.errors import Refusal
 
 
@@ -85,20 +85,20 @@ def test_without_limits_nothing_is_kept() -> None:
 
 def test_a_pace_answers_at_once_then_in_turn_then_not() -> None:
     clock = Clock()
-    pace = Pace(rate=2.0, burst=3.0, patience=1.0, clock=clock)
-    assert [pace.turn("a") for _ in range(3)] == [(0.0, True)] * 3
-    assert [pace.turn("a") for _ in range(2)] == [(0.5, True), (1.0, True)]
-    assert [pace.turn("a") for _ in range(2)] == [(1.5, False)] * 2  # which takes nothing
-    assert pace.turn("b") == (0.0, True)  # another client has its own
+    throttle = Throttle(rate=2.0, burst=3.0, patience=1.0, clock=clock)
+    assert [throttle.turn("a") for _ in range(3)] == [(0.0, True)] * 3
+    assert [throttle.turn("a") for _ in range(2)] == [(0.5, True), (1.0, True)]
+    assert [throttle.turn("a") for _ in range(2)] == [(1.5, False)] * 2  # which takes nothing
+    assert throttle.turn("b") == (0.0, True)  # another client has its own
     clock.now += 0.5
-    assert pace.turn("a") == (1.0, True)
+    assert throttle.turn("a") == (1.0, True)
 
 
 def test_a_pace_slows_down_whoever_asks_again_at_once() -> None:
     clock = Clock()
-    pace = Pace(rate=2.0, burst=3.0, patience=1.0, clock=clock)
+    throttle = Throttle(rate=2.0, burst=3.0, patience=1.0, clock=clock)
     for _ in range(23):
-        wait, has_one = pace.turn("a")
+        wait, has_one = throttle.turn("a")
         assert has_one
         clock.now += wait
     assert clock.now == pytest.approx(1010.0)  # 20 at 2 a second
@@ -106,11 +106,11 @@ def test_a_pace_slows_down_whoever_asks_again_at_once() -> None:
 
 def test_a_pace_forgets_who_has_not_asked_for_long() -> None:
     clock = Clock()
-    pace = Pace(rate=1.0, burst=2.0, patience=1.0, clock=clock)
+    throttle = Throttle(rate=1.0, burst=2.0, patience=1.0, clock=clock)
     for i in range(20_000):
-        pace.turn(str(i))
+        throttle.turn(str(i))
         clock.now += 0.1
-    assert len(pace) < 2500
+    assert len(throttle) < 2500
 
 
 def test_clients_that_owe_nothing_are_forgotten() -> None:

@@ -270,6 +270,7 @@ MULTIPLE = {"type": "object", "properties": {"x": {"multipleOf": 99991, "type": 
 REASONS = {
     "chain": (chained(20_000), "grammar size"),
     "multiple": (MULTIPLE, "multipleOf: 99991: at most 10000"),
+    "spaces": ({"x-guidance": {"item_separator": ";"}}, "x-guidance is not supported for calls"),
     "piece": ({"type": "object", "required": ["x" * 33_000]}, "33002 bytes in one piece"),
 }
 

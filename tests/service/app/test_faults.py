@@ -213,7 +213,7 @@ def test_a_request_that_cannot_be_queued_ends_alone(monkeypatch: pytest.MonkeyPa
                     raise MemoryError
                 return Request(spec, *arguments)
 
-            monkeypatch.setattr("quire.engine.scheduling.roster.Request", fails)
+            monkeypatch.setattr("quire.engine.scheduling.scheduler_state.Request", fails)
             bad, good = await asyncio.gather(
                 generate(running, ask([999, 300], n=2)), generate(running, ask([300]))
             )

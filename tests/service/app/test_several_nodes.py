@@ -127,26 +127,26 @@ def test_torchruns_environment_stands_for_the_options() -> None:
         "MASTER_ADDR": "10.0.0.1",
         "MASTER_PORT": "29500",
     }
-    terms = torchrun.terms(told)
-    assert terms == {
+    options = torchrun.options(told)
+    assert options == {
         "nnodes": 4,
         "node_rank": 3,
         "master_addr": "10.0.0.1",
         "master_port": 29501,  # 29500 is torchrun's own
     }
-    engine = read_settings({**terms, "tensor_parallel_size": 16}, {}, None).engine
+    engine = read_settings({**options, "tensor_parallel_size": 16}, {}, None).engine
     assert (engine.nnodes, engine.node_rank, engine.ranks_per_node) == (4, 3, 4)
-    assert torchrun.terms({**told, "QUIRE_MASTER_PORT": "7"}).keys() == terms.keys() - {
+    assert torchrun.options({**told, "QUIRE_MASTER_PORT": "7"}).keys() == options.keys() - {
         "master_port"
     }
-    assert torchrun.terms({**told, "GROUP_WORLD_SIZE": "1"}) == {}
-    assert torchrun.terms({k: v for k, v in told.items() if "ELASTIC" not in k}) == {}
+    assert torchrun.options({**told, "GROUP_WORLD_SIZE": "1"}) == {}
+    assert torchrun.options({k: v for k, v in told.items() if "ELASTIC" not in k}) == {}
     for change, words in [
         ({"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE = 4: Quire starts a node's ranks itself"),
         ({"GROUP_RANK": "x"}, "GROUP_RANK = 'x': must be a whole number"),
     ]:
         with pytest.raises(torchrun.ConfigError, match=words):
-            torchrun.terms({**told, **change})
+            torchrun.options({**told, **change})
 
 
 def test_a_second_signal_ends_a_node(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,3 +45,15 @@ def test_a_vocabulary_is_read_while_the_engine_starts(
             assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
 
     run(test)
+
+
+def test_what_the_engine_says_of_its_model_counts() -> None:
+    async def test() -> None:
+        async with serving(load=False) as running:
+            await running.server.load(VOCAB_SIZE, eos_token_ids=(EOS, EOS + 1))
+            served = running.server.servicer.serving
+            assert served is not None
+            ends = served.model.eos_token_ids
+            assert EOS + 1 not in ends and served.validator.constraints.parts[2] == ends
+
+    run(test)

@@ -28,7 +28,17 @@ def test_it_gives_what_the_work_gives() -> None:
         threads.run(lambda: 1 // 0)
     with pytest.raises(TimeoutError, match="its own"):
         threads.run(own_timeout)
+    with pytest.raises(RuntimeError, match="Panic"):
+        threads.run(panics)
     assert threads.stuck == 0
+
+
+class Panic(BaseException):
+    """As those of libraries in Rust, no Exception."""
+
+
+def panics() -> None:
+    raise Panic
 
 
 def own_timeout() -> None:

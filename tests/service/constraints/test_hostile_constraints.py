@@ -174,8 +174,53 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a value behind a reference": (
         {"json_schema": '{"properties": {"const": -9223372036854775808}, "$ref": "#/properties"}'},
         "constraint.json_schema",
-        "const: -9223372036854775808: must be between",
+        "$ref: '#/properties': leads to several schemas",
     ),
+    **{
+        f"a reference to {where}": (
+            {"json_schema": json.dumps({**inside, "$ref": reference})},
+            "constraint.json_schema",
+            f"$ref: '{reference}': leads to a value, not to a schema",
+        )
+        for where, reference, inside in (
+            ("a default", "#/default", {"default": {"type": "string", "format": "date"}}),
+            ("a const in a property", "#/properties/const/const", {}),
+            ("an enum in other letters", "#/%65num/0", {"enum": [{"minimum": -1e30}]}),
+            ("an unknown keyword's", "#/x/examples/0", {"x": {"examples": [{}]}}),
+        )
+    },
+    **{
+        f"more names than can be told apart: {more}": (
+            {"json_schema": json.dumps({"type": "object", "minProperties": 2, **more})},
+            "constraint.json_schema",
+            "minProperties: 2: at most 1, one more than `required` names",
+        )
+        for more in ({}, {"patternProperties": {"^a": {}}}, {"allOf": [{"required": ["a"]}]})
+    },
+    **{
+        f"a number whose last bit would change: {name}": (
+            {"json_schema": json.dumps({name: value})},
+            "constraint.json_schema",
+            f"{name}: 123456789.12345679: has more digits than can be kept",
+        )
+        for name, value in (
+            ("const", {"a": [123456789.12345679]}),
+            ("enum", [1, 123456789.12345679]),
+            ("minimum", 123456789.12345679),
+        )
+    },
+    **{
+        f"what would be forced, {where}": (
+            {"grammar": grammar},
+            "constraint.grammar",
+            "%llguidance: no_forcing: false: must be true",
+        )
+        for where, grammar in {
+            "before": '%llguidance {"no_forcing": false}\nstart: /a+/ "ab"',
+            "behind": 'start: /a+/ "a"\n%llguidance {"no_forcing": false}',
+            "inside": 'start: %lark {\n%llguidance {"no_forcing": false}\nstart: /a+/ "a"\n}',
+        }.items()
+    },
     "a bound in a grammar": (
         {"grammar": 'start: %json {"items": {"exclusiveMaximum": 9007199254740993}}'},
         "constraint.grammar",
@@ -241,16 +286,7 @@ def test_each_is_refused_by_its_field_and_its_reason_and_leaves_nothing() -> Non
     run(test)
 
 
-@pytest.mark.parametrize(
-    "grammar",
-    [
-        'start: /a+/ "a"+',
-        "start: /a+/{2,} // without an end",
-        '%llguidance {"no_forcing": false}\nstart: /a+/ "ab"',
-        'start: /a+/ "a"\n%llguidance {"no_forcing": false}',
-        'start: %lark {\n%llguidance {"no_forcing": false}\nstart: /a+/ "a"\n}',
-    ],
-)
+@pytest.mark.parametrize("grammar", ['start: /a+/ "a"+', "start: /a+/{2,} // without an end"])
 def test_a_grammar_that_forces_text_without_an_end_holds_nobody_up(grammar: str) -> None:
     async def test() -> None:
         async with pocket() as running:

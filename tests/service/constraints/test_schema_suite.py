@@ -59,6 +59,7 @@ REASONS = (
     "is not present",  # schemas elsewhere: nothing is fetched
     "Expected positive integer",  # 2.0
     "at most 10000, points left out",  # multipleOf
+    "one more than `required` names",  # minProperties
     "schema is false",
     "is false, which nothing satisfies",
 )

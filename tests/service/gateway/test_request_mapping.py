@@ -22,12 +22,12 @@ def made(**sampling: Any) -> Any:
 
 def refused(request: Any) -> set[str]:
     with pytest.raises(Refusal) as caught:
-        request_mapping.asked(request)
+        request_mapping.to_generate_request(request)
     return {violation.field for violation in caught.value.violations}
 
 
 def test_all_that_can_be_said_in_both_arrives() -> None:
-    ours = request_mapping.asked(
+    ours = request_mapping.to_generate_request(
         made(
             temperature=0.5,
             top_p=0.9,
@@ -58,15 +58,15 @@ def test_all_that_can_be_said_in_both_arrives() -> None:
 
 
 def test_what_is_not_given_is_what_vllm_takes_it_for() -> None:
-    sampling = request_mapping.asked(made()).sampling
+    sampling = request_mapping.to_generate_request(made()).sampling
     assert (sampling.temperature, sampling.top_p, sampling.repetition_penalty) == (1.0, 1.0, 1.0)
     assert (sampling.HasField("top_k"), sampling.top_k, sampling.n) == (True, 0, 1)
     assert not sampling.HasField("seed") and not sampling.HasField("max_tokens")
-    assert request_mapping.asked(made(temperature=0.0)).sampling.temperature == 0.0
+    assert request_mapping.to_generate_request(made(temperature=0.0)).sampling.temperature == 0.0
 
 
 def test_stop_strings_are_looked_for_in_text() -> None:
-    ours = request_mapping.asked(made(stop=["end"], include_stop_str_in_output=True))
+    ours = request_mapping.to_generate_request(made(stop=["end"], include_stop_str_in_output=True))
     assert list(ours.sampling.stop) == ["end"] and not ours.ids_only
     assert ours.sampling.include_stop_str_in_output
 
@@ -105,15 +105,20 @@ def test_what_is_not_supported_is_refused_and_told_together() -> None:
     ],
 )
 def test_constraints_begin_with_the_first_id(kind: str, value: Any) -> None:
-    constraint = request_mapping.asked(made(**{kind: value})).constraint
+    constraint = request_mapping.to_generate_request(made(**{kind: value})).constraint
     assert getattr(constraint, kind) == value and constraint.from_first_token
 
 
 def test_choices_and_structural_tags_are_constraints() -> None:
     choice = ENGINE.ChoiceConstraint(choices=["a", "b"])
-    assert list(request_mapping.asked(made(choice=choice)).constraint.choice.options) == ["a", "b"]
+    assert list(
+        request_mapping.to_generate_request(made(choice=choice)).constraint.choice.options
+    ) == ["a", "b"]
     text = json.dumps({"format": {"type": "const_string", "value": "a"}})
-    assert request_mapping.asked(made(structural_tag=text)).constraint.grammar == 'start: ("a")\n'
+    assert (
+        request_mapping.to_generate_request(made(structural_tag=text)).constraint.grammar
+        == 'start: ("a")\n'
+    )
 
 
 TAGS = {

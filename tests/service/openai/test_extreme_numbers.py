@@ -1,4 +1,4 @@
-"""Finite numbers at the end of what JSON and floats hold: refused by name, in both faces."""
+"""Finite numbers at the end of what JSON and floats hold: refused by name, in both APIs."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ FIELDS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penal
           "frequency_penalty")  # fmt: skip
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 ROUNDED = {"temperature": 100.00001, "top_p": 1.0000001, "frequency_penalty": -2.0000002}
-TINY = {"temperature": 1e-308, "top_p": 1e-44, "min_p": 1e-308, "repetition_penalty": 1e-30}
+TINY = {"temperature": 1e-308, "top_p": 1e-308, "min_p": 1e-308, "repetition_penalty": 1e-308}
 
 
 def test_huge_numbers_are_refused_over_grpc() -> None:

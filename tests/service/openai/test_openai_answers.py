@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quire.clients.openai.answers import Answer
-from quire.clients.openai.asked import Asked, StreamUsage
+from quire.clients.openai.parsed_body import ParsedBody, StreamUsage
 from quire.service.errors import Refusal
 from quire.service.openai.chunks import Chunks, event
 from quire.service.openai.logprob_budget import LogprobBudget
@@ -39,7 +39,7 @@ def events() -> list[pb.GenerateResponse]:
 
 
 def whole(messages: list[pb.GenerateResponse]) -> dict[str, Any]:
-    answer = Answer("m", Asked((pb.GenerateRequest(),)), chat=True)
+    answer = Answer("m", ParsedBody((pb.GenerateRequest(),)), chat=True)
     for message in messages:
         answer.take(message)
     return answer.whole()
@@ -111,7 +111,7 @@ def test_nothing_is_sent_for_ids_that_made_no_text() -> None:
 
 def test_the_offsets_of_a_completion_count_characters_not_bytes() -> None:
     tokens = [pb.TokenLogprob(bytes=raw) for raw in ("é".encode()[:1], "é".encode()[1:], b"x")]
-    answer = Answer("m", Asked((pb.GenerateRequest(),), logprobs=True), chat=False)
+    answer = Answer("m", ParsedBody((pb.GenerateRequest(),), logprobs=True), chat=False)
     answer.take(pb.GenerateResponse(started=STARTED))
     answer.take(pb.GenerateResponse(delta=pb.Delta(text="éx", logprobs=tokens)))
     [choice] = answer.whole()["choices"]

@@ -13,7 +13,7 @@ import grpc
 from support.free_ports import free_port
 from support.server_process import PATIENCE, environment, long_request, process
 
-from quire.service.app.openai_face import lines_to_paste
+from quire.service.app.openai_frontend import lines_to_paste
 from quire.service.settings import ServiceConfig
 from quire.v1 import inference_pb2_grpc as pb_grpc
 

@@ -1,8 +1,13 @@
 """What RFC 9112 has a server take before a path: empty lines, and a target with its host."""
 
+import json
+
+import h11
 import pytest
 from support.harness import run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
+
+from quire.service.openai.connection import MAX_HEADER_BYTES
 
 PIECES = [[b"\r\n"], [b"\r", b"\n"], [b"\r\n\r\n\r", b"\n"], [b"\n"]]
 
@@ -75,5 +80,64 @@ def test_behind_a_body_with_two_ends_nothing_is_a_request() -> None:
             told = await peer.told()
             assert told.status == 400 and told.headers["connection"] == "close"
             assert await peer.ended() == b""
+
+    run(test)
+
+
+CHUNKED = {"content_type": "application/json", "transfer_encoding": "chunked"}
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    """A whole request whose body comes in chunks of so many bytes."""
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return head("POST", CHAT, **CHUNKED) + chunks + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("spaces", "size", "taken"),
+    [(0, 1, True), (900, 1, True), (20_000, 1, False), (400_000, 128, True), (400_000, 16, False)],
+)
+def test_a_body_comes_in_as_many_chunks_as_its_bytes_need(
+    spaces: int, size: int, taken: bool
+) -> None:
+    """A chunk of a byte takes as long to read as one of a thousand: 256 KiB of such held up all
+    streams for more than a second."""
+
+    async def test() -> None:
+        body = b" " * spaces + json.dumps(HELLO).encode()
+        async with serving(http=True) as running:
+            peer = await Peer.to(running.server.http_port)
+            peer.writer.write(chunked(body, size) + head("GET", "/health"))
+            if taken:
+                assert [(await peer.told()).status for _ in range(2)] == [200, 200]
+                assert (await peer.ask(chunked(body, size))).status == 200  # counted anew
+            else:
+                assert await peer.ended() == b""
+            await peer.close()
+            assert (await running.idle()).requests.finished_cancelled == 0
+
+    run(test)
+
+
+def test_headers_that_come_all_at_once_are_read_as_far_as_they_may_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fed: list[int] = []
+    receive = h11.Connection.receive_data
+    monkeypatch.setattr(
+        h11.Connection,
+        "receive_data",
+        lambda conn, data: fed.append(len(data)) or receive(conn, data),
+    )
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            peer = await Peer.to(running.server.http_port)
+            peer.writer.write(head("GET", "/health")[:-2] + b"A:b\r\n" * 40_000 + b"\r\n")
+            told = await peer.told()
+            assert (told.status, told.json["error"]["code"]) == (400, "http")
+            assert max(fed) <= MAX_HEADER_BYTES and sum(fed) <= 3 * MAX_HEADER_BYTES
+            await peer.close()
 
     run(test)

@@ -1,4 +1,4 @@
-"""A replica's server sees the caller's own key, over either of the ingress's faces. No Ray runs
+"""A replica's server sees the caller's own key, over either of the ingress's APIs. No Ray runs
 here: what it would carry between the two is handed over."""
 
 import asyncio
@@ -19,7 +19,7 @@ from quire.engine.config import EngineConfig
 from quire.service.errors import Refusal
 from quire.service.ray.application_plan import Plan
 from quire.service.ray.call_ends import Pairs, error_of, refused
-from quire.service.ray.openai_face import OpenAIFace
+from quire.service.ray.openai_frontend import OpenAIFrontend
 from quire.service.ray.replica import REQUESTS, EngineReplica
 from quire.service.security.keys import make_entry, new_key
 from quire.service.settings import Settings
@@ -64,7 +64,7 @@ class Carried:
             yield pb.GenerateResponse.FromString(item)
 
 
-def carried(folder: Path, test: Callable[[Carried, OpenAIFace], Awaitable[None]]) -> None:
+def carried(folder: Path, test: Callable[[Carried, OpenAIFrontend], Awaitable[None]]) -> None:
     """Runs the test over a replica whose server wants keys."""
     keys, config = folder / "keys", folder / "quire.toml"
     owner = f"{make_entry('owner', OWNER)} operator max_priority={HIGHEST}"
@@ -77,7 +77,7 @@ def carried(folder: Path, test: Callable[[Carried, OpenAIFace], Awaitable[None]]
         await cast(Any, replica).__init__(plan)
         try:
             streams = Carried(replica)
-            await test(streams, OpenAIFace(cast(Any, streams), plan))
+            await test(streams, OpenAIFrontend(cast(Any, streams), plan))
         finally:
             await replica.end()
 
@@ -106,7 +106,7 @@ async def code_of(streams: Carried, key: str | None, priority: int = 0) -> grpc.
 
 
 def test_the_replica_asks_for_the_caller_s_key_and_its_priority(tmp_path: Path) -> None:
-    async def test(streams: Carried, _face: OpenAIFace) -> None:
+    async def test(streams: Carried, _face: OpenAIFrontend) -> None:
         code = grpc.StatusCode
         for key in (None, STRANGER, ""):
             assert await code_of(streams, key) == code.UNAUTHENTICATED
@@ -123,7 +123,7 @@ def test_the_replica_asks_for_the_caller_s_key_and_its_priority(tmp_path: Path) 
 
 
 def test_what_is_no_request_is_refused_behind_the_key(tmp_path: Path) -> None:
-    async def test(streams: Carried, _face: OpenAIFace) -> None:
+    async def test(streams: Carried, _face: OpenAIFrontend) -> None:
         async def end(packed: bytes, key: str | None) -> tuple[str, Details]:
             (told,) = [one async for one in replica.generate(packed, metadata_of(key), (0, ()))]
             assert told == await replica.ask("Tokenize", packed, metadata_of(key))
@@ -142,7 +142,7 @@ def test_what_is_no_request_is_refused_behind_the_key(tmp_path: Path) -> None:
 
 
 def test_a_call_that_ray_closes_has_ended(tmp_path: Path) -> None:
-    async def test(streams: Carried, _face: OpenAIFace) -> None:
+    async def test(streams: Carried, _face: OpenAIFrontend) -> None:
         request, metadata = request_of(), metadata_of(OWNER)
         request.sampling.max_tokens = 50
         request.sampling.ignore_eos = True
@@ -163,7 +163,7 @@ def test_a_replica_knows_each_call_of_the_contract() -> None:
 
 
 async def asked(
-    face: OpenAIFace, path: str, body: bytes | None, key: str | None
+    face: OpenAIFrontend, path: str, body: bytes | None, key: str | None
 ) -> tuple[int, Any]:
     """Status and body of the answer; without a body, of a GET. Counts what is read of it."""
     pairs = [("host", "localhost"), ("content-type", "application/json"), *metadata_of(key)]
@@ -196,10 +196,10 @@ async def asked(
     return status[0], json.loads(received)
 
 
-def test_the_openai_face_hands_the_key_on_whoever_was_let_in_before(tmp_path: Path) -> None:
+def test_the_openai_api_hands_the_key_on_whoever_was_let_in_before(tmp_path: Path) -> None:
     body = {"model": "pocket", "prompt": [300, 301], "max_tokens": 2}
 
-    async def test(_streams: Carried, face: OpenAIFace) -> None:
+    async def test(_streams: Carried, face: OpenAIFrontend) -> None:
         async def status(path: str, said: Any, key: str | None) -> int:
             return (await asked(face, path, said and json.dumps(said).encode(), key))[0]
 

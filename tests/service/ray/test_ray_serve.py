@@ -1,4 +1,4 @@
-"""`quire ray` itself: pocket on this machine, by one replica and then by two, over both faces, for
+"""`quire ray` itself: pocket on this machine, by one replica and then by two, over both APIs, for
 callers with keys. Runs where the package ray is installed."""
 
 import json
@@ -187,7 +187,7 @@ def test_nothing_listens_beyond_this_machine(running: Running) -> None:
 BODY = {"model": "pocket", "prompt": "What is Quire?", "max_tokens": 12, "temperature": 0}
 
 
-def test_both_faces_say_the_same_and_refusals_keep_their_codes(
+def test_both_apis_say_the_same_and_refusals_keep_their_codes(
     running: Running, client: Client
 ) -> None:
     said = client.generate("What is Quire?", max_tokens=12, temperature=0).text()
@@ -215,7 +215,7 @@ def test_a_replica_asks_for_the_caller_s_own_key(running: Running) -> None:
         client.flush_cache()
 
 
-def test_so_does_the_openai_face_whoever_was_let_in_before(running: Running) -> None:
+def test_so_does_the_openai_api_whoever_was_let_in_before(running: Running) -> None:
     for key in (OWNER, GUEST):
         assert running.ask("/v1/models", key=key)[1]["data"][0]["id"] == "pocket"
         assert running.ask("/v1/completions", BODY, key)[0] == 200
@@ -231,7 +231,7 @@ def test_so_does_the_openai_face_whoever_was_let_in_before(running: Running) -> 
             assert "key" in answer["error"]["message"]
 
 
-def test_a_key_bounds_the_priority_over_both_faces(running: Running) -> None:
+def test_a_key_bounds_the_priority_over_both_apis(running: Running) -> None:
     for key, most in ((OWNER, HIGHEST), (GUEST, 0)):
         with running.client(key) as own:
             own.generate("x", max_tokens=1, priority=most).text()

@@ -75,7 +75,7 @@ def unit(numbers: list[float]) -> list[float]:
 def prompts(device: Device) -> dict[int, tuple[int, ...]]:
     """What was asked of the engine, by key. To be taken while steps are held."""
     assert device.scheduler is not None
-    live = device.scheduler.roster.by_key
+    live = device.scheduler.state.by_key
     return {key: live[key][0].spec.prompt_token_ids for key in sorted(live)}
 
 
@@ -212,7 +212,7 @@ def test_scores_and_their_prompts_are_the_cards(judging: Path, theirs: Any) -> N
             await running.until(lambda s: s.requests.running + s.requests.waiting == 3)
             sent = list(prompts(device).values())
             assert sent == [card_ids(theirs, "Judge", one, None) for one in documents]
-            live = device.scheduler.roster.by_key.values()  # type: ignore[union-attr]
+            live = device.scheduler.state.by_key.values()  # type: ignore[union-attr]
             pair = {one[0].spec.pooling.token_ids for one in live}  # type: ignore[union-attr]
             assert pair == {tuple(theirs.convert_tokens_to_ids(["no", "yes"]))}
             device.release()

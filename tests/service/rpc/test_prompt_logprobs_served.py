@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens, over both faces."""
+"""Log-probabilities of a prompt's own tokens, over both APIs."""
 
 from typing import Any
 

@@ -173,7 +173,7 @@ def test_who_does_not_read_is_charged_for_what_was_sampled() -> None:
     async def test() -> None:
         options = {"rate_limit_tokens": 10.0, "rate_limit_burst_seconds": 1000.0}
         async with serving(**options) as running, narrow(running) as channel:
-            limits = running.server._servicer._access.limits
+            limits = running.server._servicer.access.limits
             limits._clock = Clock()
             call = await unread(running, channel)
             call.cancel()

@@ -1,5 +1,6 @@
 """One line of the log a call, refused ones too."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from support.harness import ask, generate, run, serving
 
 from quire.service.security.auth import make_entry
+from quire.service.telemetry.logs import JsonFormatter
 from quire.v1 import inference_pb2 as pb
 
 
@@ -43,6 +45,10 @@ def test_a_refusal_for_a_limit_or_a_field_has_its_line(caplog: pytest.LogCapture
         ("Stats", "LOADING"),
     ]
     assert all(line["client"] == "ipv4:127.0.0.1" and line["code"] for line in refused)
+    entries = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
+    told = [entry for entry in entries if entry["message"] == "request refused"]
+    assert [entry["reason"] for entry in told] == [line["reason"] for line in refused]
+    assert all(entry["details"] for entry in told)
 
 
 def test_a_missing_key_has_its_line_and_a_known_one_its_name(

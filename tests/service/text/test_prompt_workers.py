@@ -1,15 +1,24 @@
 """The threads that read prompts: whom they serve, what they drop, who waits for them."""
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import grpc
 import pytest
-from support.harness import run
+from support.harness import generate, run, serving
+from support.http1 import CHAT, HELLO, ask, posted
 from support.patience import PATIENCE
 
+from quire.engine.errors import ModelError
 from quire.service.errors import Refusal
+from quire.service.models import pocket
+from quire.service.text.text_side import read_text_side
+from quire.service.text.tokenizer import Tokenizer
 from quire.service.text.workers import LARGE_BYTES, PromptWorkers
+from quire.v1 import inference_pb2 as pb
 
 
 class Gate:
@@ -164,3 +173,54 @@ def test_an_error_of_the_work_is_the_calls_own() -> None:
         workers.close()
 
     run(test)
+
+
+class Panic(BaseException):
+    """As those of libraries in Rust, no Exception."""
+
+
+def test_a_library_that_panics_ends_its_call_and_no_other() -> None:
+    """A call over gRPC that is ended by what is no Exception would be answered never."""
+
+    async def test() -> None:
+        workers = PromptWorkers(threads=2)
+
+        def panics(_wanted: object) -> None:
+            raise Panic("index out of bounds")
+
+        for _ in range(4):
+            with pytest.raises(RuntimeError, match=r"Panic.*index out of bounds"):
+                await workers.run(panics)
+        assert await workers.run(lambda _: "next") == "next"
+        workers.close()
+
+    run(test)
+
+
+def test_a_text_that_a_tokenizer_panics_at_is_an_internal_error_in_both_faces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def panics(*_: object, **__: object) -> None:
+        raise Panic("index out of bounds")
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            monkeypatch.setattr(Tokenizer, "encoding", panics)
+            answer = await generate(running, pb.GenerateRequest(text="Hello"))
+            assert answer.code is grpc.StatusCode.INTERNAL
+            told = await ask(running.server.http_port, posted(CHAT, HELLO))
+            assert (told.status, told.code) == (500, "fault")
+            monkeypatch.undo()
+            answer = await generate(running, pb.GenerateRequest(text="Hello"))
+            assert answer.code is grpc.StatusCode.OK
+            assert (await running.idle()).requests.refused == {"INTERNAL": 2}
+
+    run(test)
+
+
+def test_a_tokenizer_that_panics_while_it_is_read_is_named(tmp_path: Path) -> None:
+    made = json.loads((pocket.directory() / "tokenizer.json").read_text())
+    made["model"]["continuing_subword_prefix"] = "##"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    with pytest.raises(ModelError, match="its tokenizer cannot be used: PanicException"):
+        read_text_side(tmp_path, 4096)

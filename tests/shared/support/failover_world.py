@@ -9,7 +9,7 @@ from quire.clients import (
 )
 from quire.clients.errors import Details, call_error
 from quire.clients.replicas.addresses import Address, Lookup
-from quire.clients.replicas.budget import Budget
+from quire.clients.replicas.budget import RetryBudget
 from quire.clients.replicas.call_failover import CallFailover
 from quire.clients.replicas.fleet import Fleet
 from quire.clients.replicas.shared_state import SharedState
@@ -48,7 +48,7 @@ class World:
             self.policy,
             RetryPolicy(attempts=attempts, first_backoff=1.0, max_backoff=8.0),
             fleet,
-            Budget(credit, 0.0, 0.0, self.clock),
+            RetryBudget(credit, 0.0, 0.0, self.clock),
             Lookup([], 30.0, clock=self.clock),
             self.clock,
             lambda _low, high: high,

@@ -42,7 +42,7 @@ def said_back(row: PlanRow, prompt: Sequence[int]) -> int:
 
 def spec_of(scheduler: Scheduler, key: int) -> GenerationRequest | None:
     """What was asked for under a key; None once it has ended, and nobody hears what is said."""
-    live = scheduler.roster.by_key.get(key)
+    live = scheduler.state.by_key.get(key)
     return live[0].spec if live else None
 
 

@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import FileStore
 
 from quire.engine.errors import RankError
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.layers.residual import Stream, residual_norm
+from quire.engine.model.layers.residual import ResidualStream, residual_norm
 from quire.engine.parallel.gpu_exchange import DeviceExchange, over_nccl
 from quire.kernels.linear import all_reduce_norm as kernels
 from quire.kernels.triton_ops import TritonOps
@@ -51,16 +51,16 @@ class Rank:
         rng = torch.Generator(device=self.device).manual_seed(seed)
         return torch.randn(*shape, generator=rng, device=self.device, dtype=dtype)
 
-    def add(self, part: Tensor, residual: Tensor | None, weight: Tensor) -> Stream:
+    def add(self, part: Tensor, residual: Tensor | None, weight: Tensor) -> ResidualStream:
         """The operation; it must be the kernel's."""
         assert self.exchange.mail_for(part) is not None
         return residual_norm(self.ops, self.world, part, residual, weight, EPS)
 
-    def twin(self, part: Tensor, residual: Tensor | None, weight: Tensor) -> Stream:
+    def twin(self, part: Tensor, residual: Tensor | None, weight: Tensor) -> ResidualStream:
         """The same over NCCL."""
         world = self.world
         whole = world.sum(part) if residual is None else world.add_partials(part, residual)
-        return Stream(whole, self.ops.rms_norm(whole, weight, EPS))
+        return ResidualStream(whole, self.ops.rms_norm(whole, weight, EPS))
 
     def same_everywhere(self, x: Tensor) -> bool:
         return all(torch.equal(one, x) for one in self.exchange.gather(x).unbind())

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from support.simulator import Shape, Simulator
+from support.simulation import Shape
+from support.simulator import Simulator
 from support.toy_device import EOS, Oracle
 
 from quire.engine.request import GenerationRequest, SamplingParams

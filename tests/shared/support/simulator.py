@@ -6,9 +6,9 @@ gone every block and every slot is free.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
+from support.simulation import Record, Shape, Tally
 from support.toy_device import EOS, Oracle, PairedDevice, ToyDevice
 
 from quire.engine.request import FinishReason, GenerationRequest, Output
@@ -17,66 +17,6 @@ from quire.engine.scheduling.plan import PlanRow, StepPlan, StepResult
 from quire.engine.scheduling.request import Request, Status
 from quire.engine.scheduling.scheduler import Scheduler
 from quire.engine.scheduling.two_pools import TwoPoolScheduler
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How an engine is built. `depth`: steps that may be in flight when the next is planned.
-    `window`: tokens that layers with one see; `window_blocks`: in a cache of their own, where
-    others see all; 0: all layers are alike."""
-
-    num_blocks: int = 17
-    block_size: int = 4
-    max_num_seqs: int = 4
-    max_num_batched_tokens: int = 16
-    max_model_len: int = 48
-    two_phase: bool = False
-    caching: bool = True
-    depth: int = 1
-    vocab: int = 5
-    pool_seed: int | None = None
-    window: int | None = None
-    window_blocks: int = 0
-
-
-@dataclass(slots=True)
-class Record:
-    """One index as its client sees it."""
-
-    spec: GenerationRequest
-    oracle: Oracle
-    tokens: list[int] = field(default_factory=list)
-    started: bool = False
-    ended: FinishReason | None = None
-    dropped: int = 0  # tokens handed out and not kept
-    cut: FinishReason | None = None  # the end that was asked for from outside
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a run has seen. Adds up over simulators."""
-
-    steps: int = 0
-    turns: int = 0
-    preemptions: int = 0
-    hits: int = 0
-    evictions: int = 0
-    aborts_in_flight: int = 0
-    duplicates: int = 0
-    heads: int = 0  # hits that copied the beginning of a block
-    forks: int = 0
-    resumed: int = 0
-    failures: int = 0
-    finishes: int = 0
-    discarded: int = 0
-    stale_epochs: int = 0
-    ended: int = 0
-    refused: int = 0
-
-    def add(self, other: "Tally") -> None:
-        """Count the other run's events too."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 class Simulator:
@@ -217,9 +157,9 @@ class Simulator:
         if plan is not None:
             self._check_plan(plan)
             self._check_copies(plan)
-            heads = self.scheduler.counters.head_copies
-            self.tally.forks += len(plan.copies) - (heads - self.tally.heads)
-            self.tally.heads = heads
+            copies = self.scheduler.counters.partial_copies
+            self.tally.forks += len(plan.copies) - (copies - self.tally.partial_copies)
+            self.tally.partial_copies = copies
             if self.log is not None:
                 self.log.append(_signature(plan))
         return plan
@@ -284,16 +224,16 @@ class Simulator:
         for request in requests:
             assert request.in_flight == expected_in_flight.get(id(request), 0)
             self._check_request(request, placeholders.get(id(request), 0))
-        slots = [r.slot for r in requests if r.slot >= 0] + self.scheduler.roster.free_slots
+        slots = [r.slot for r in requests if r.slot >= 0] + self.scheduler.state.free_slots
         assert sorted(slots) == list(range(self.shape.max_num_seqs)), "a slot is lost or doubled"
         waiting = sum(r.status is Status.WAITING for r in requests)
         assert self.scheduler.num_waiting == waiting
         assert self.scheduler.num_running == sum(r.status is Status.RUNNING for r in requests)
-        assert len(self.scheduler.roster.waiting._oldest) <= 3 * waiting + 65, "the queue hoards"
+        assert len(self.scheduler.state.waiting._oldest) <= 3 * waiting + 65, "the queue hoards"
         clients = {r.spec.client for r in requests}
         for heap in (
-            self.scheduler.roster.waiting._clients,
-            self.scheduler.roster.waiting.shares._clients._least,
+            self.scheduler.state.waiting._clients,
+            self.scheduler.state.waiting.shares._clients._least,
         ):
             assert len(heap) <= 3 * len(clients) + 65, "clients are hoarded"
 
@@ -388,7 +328,7 @@ class Simulator:
         counters = self.scheduler.counters
         kept = sum(len(r.tokens) - r.dropped for r in self.records.values())
         assert counters.generated - counters.discarded == kept, "tokens are miscounted"
-        queue = self.scheduler.roster.waiting
+        queue = self.scheduler.state.waiting
         assert not queue.shares.served and not queue._ranked, "a client is remembered for nothing"
 
     def total(self) -> Tally:

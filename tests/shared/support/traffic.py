@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from support.simulator import Record, Shape, Simulator, Tally
+from support.simulation import Record, Shape, Tally
+from support.simulator import Simulator
 from support.toy_device import EOS
 
 from quire.engine.errors import RequestError
@@ -150,7 +151,7 @@ class Traffic:
         if self.rng.random() < 0.1:
             self.simulator.abort(self.rng.randint(1, self._key + 1))
             return
-        running = [r.key for r in self.simulator.scheduler.roster.running if r.in_flight]
+        running = [r.key for r in self.simulator.scheduler.state.running if r.in_flight]
         keys = running or sorted({key for key, _ in self.simulator.open})
         self.simulator.abort(self.rng.choice(keys))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quire.kernels import outlines
-from quire.kernels.outlines import Outlines
+from quire.kernels import meta_shapes
+from quire.kernels.meta_shapes import MetaShapes
 
 X = torch.rand(4, 6)
 IDS = torch.tensor([[2, 0, 1], [0, 0, 3]])
@@ -70,10 +70,12 @@ def test_what_is_found_is_what_torch_finds(monkeypatch: pytest.MonkeyPatch) -> N
     def noted(find: Any) -> Any:
         return lambda *values: asked.append(found := find(*values)) or found
 
-    monkeypatch.setattr(outlines, "_FINDERS", {f: noted(g) for f, g in outlines._FINDERS.items()})
-    assert {func for func, *_ in CASES} == set(outlines._FINDERS)
+    monkeypatch.setattr(
+        meta_shapes, "_FINDERS", {f: noted(g) for f, g in meta_shapes._FINDERS.items()}
+    )
+    assert {func for func, *_ in CASES} == set(meta_shapes._FINDERS)
     for func, args, options in CASES:
-        with Outlines():
+        with MetaShapes():
             found = func(*map(meta, args), **options)
         assert asked.pop() is found is not None, func
         assert form(found) == form(func(*args, **options)), func
@@ -81,7 +83,9 @@ def test_what_is_found_is_what_torch_finds(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_not_as_simple_is_left_to_torch() -> None:
     for func, args in LEFT:
-        assert outlines._FINDERS[func](*map(meta, args)) is None, (func, args)
-    assert not outlines._simple(torch.int8) and not outlines._simple(None)  # as a dtype or memory
-    with Outlines():  # nor is anything found on another device
+        assert meta_shapes._FINDERS[func](*map(meta, args)) is None, (func, args)
+    assert not meta_shapes._simple(torch.int8) and not meta_shapes._simple(
+        None
+    )  # as a dtype or memory
+    with MetaShapes():  # nor is anything found on another device
         assert torch.equal(X - X, torch.zeros(4, 6))

@@ -1,8 +1,8 @@
 """Shapes of results on the meta device, found without torch's compiler.
 
-Invariant: what is found here has the shape, the dtype and the strides that torch finds. There torch
-computes some operations' in Python, with modules of its compiler, which take seconds to load. What
-is not listed here, or not as simple, is torch's to find, however long that takes.
+Invariant: a result found here has the shape, dtype and strides that torch would give it. torch
+computes those of some operations in Python, with modules of its compiler that take seconds to
+import. An operation, or a form of one, that is not listed here is left to torch.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class Outlines(TorchFunctionMode):
-    """Within it, what is listed here does not ask torch."""
+class MetaShapes(TorchFunctionMode):
+    """While it is active, the operations listed here are answered without asking torch."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

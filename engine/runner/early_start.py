@@ -30,7 +30,7 @@ def start_digest(program: Sequence[str] = DIGEST) -> None:
     """Triton's digest of itself, by a process beside the imports, which a thread would hold up: it
     asks for the interpreter a thousand times. Call it in a thread that lives as long."""
     with contextlib.suppress(OSError):
-        _digesting.append(lifeline.start_telling(program, stdin=subprocess.DEVNULL))
+        _digesting.append(lifeline.start_captured(program, stdin=subprocess.DEVNULL))
 
 
 def digest_compiler() -> None:

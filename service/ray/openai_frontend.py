@@ -1,8 +1,8 @@
-"""The OpenAI API at an ingress: bodies read and answers written as a server does it, over replicas.
+"""The OpenAI API at an ingress: reads bodies and writes answers as a server does, over replicas.
 
-Invariant: the same mapping and the same refusals as `service/openai`; keys are asked for by the
-replica, whose metadata are the request's headers, and before the body is read: a caller without one
-costs no more than their headers, and is told nothing of what they sent.
+Invariant: the same mapping and the same refusals as in `service/openai`. Keys are checked by the
+replica, from the request's headers, before the body is read: a caller without a key costs no more
+than its headers, and learns nothing about what it sent.
 """
 
 import time
@@ -40,7 +40,7 @@ _MODELS = "/v1/models/"  # behind it a name; without the last stroke: all of the
 
 
 class _IngressContext(OtherContext):
-    """What Reply asks of a call's context."""
+    """A call's context, as far as Reply uses one."""
 
     def __init__(self, request: Request) -> None:
         self.headers = {name.lower(): value for name, value in request.headers.items()}
@@ -56,7 +56,7 @@ class _IngressContext(OtherContext):
 
 
 class _Servicer:
-    """In place of a server's own: its Generate goes to the replicas."""
+    """Takes the place of a server's own: its Generate goes to the replicas."""
 
     def __init__(self, streams: "Streams") -> None:
         self._streams = streams
@@ -82,8 +82,8 @@ class _Answer(Response):
         await self._reply(scope, receive, send)
 
 
-class OpenAIFace:
-    """Of one ingress."""
+class OpenAIFrontend:
+    """The OpenAI API of one ingress."""
 
     def __init__(self, streams: "Streams", plan: Plan) -> None:
         self._streams = streams

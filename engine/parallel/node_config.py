@@ -1,7 +1,7 @@
-"""What all nodes must have in common before one word about a model is said.
+"""What all nodes must have in common, compared when they join.
 
-Invariant: nodes whose terms are equal run the same program on the same class of device, with the
-same options, on models of one shape. (Weights are compared later, when they are loaded.)
+Invariant: nodes whose configurations are equal run the same program on the same class of device,
+with the same options, on models of one shape. (Weights are compared later, when they are loaded.)
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import RankError
 from quire.engine.model.config import ModelConfig
 
-# Each node's own affair: where its files are, who it is, by what name it reaches node 0.
+# Options that may differ: where a node's files are, its number, its name for node 0.
 OWN = frozenset({"model", "node_rank", "master_addr", "join_secret_file", "join_seconds"})
 _MODEL, _SHAPE = "model", "the model's configuration"
 
-Terms = dict[str, str]
+NodeConfig = dict[str, str]
 
 
-def terms_of(config: EngineConfig, shape: ModelConfig, device: torch.device) -> Terms:
-    """Of this node: values by name, as text."""
+def node_config_of(config: EngineConfig, shape: ModelConfig, device: torch.device) -> NodeConfig:
+    """This node's: values by name, as text."""
     options = {
         name: str(value) for name, value in dataclasses.asdict(config).items() if name not in OWN
     }
@@ -38,8 +38,8 @@ def terms_of(config: EngineConfig, shape: ModelConfig, device: torch.device) -> 
     }
 
 
-def difference(first: Terms, other: Terms, node: int) -> str | None:
-    """What keeps a node from going with node 0, whose terms come first; in words."""
+def difference(first: NodeConfig, other: NodeConfig, node: int) -> str | None:
+    """Why a node cannot join node 0, whose configuration comes first; None if it can."""
     for name in sorted(first.keys() | other.keys()):
         ours, theirs = first.get(name), other.get(name)
         if name == _MODEL or ours == theirs:
@@ -53,19 +53,19 @@ def difference(first: Terms, other: Terms, node: int) -> str | None:
     return None
 
 
-def pack(terms: Terms) -> bytes:
-    """As JSON."""
-    return json.dumps(terms).encode()
+def pack(node_config: NodeConfig) -> bytes:
+    """The configuration as JSON."""
+    return json.dumps(node_config).encode()
 
 
-def unpack(body: bytes) -> Terms:
-    """Raises RankError for anything else than texts by name."""
+def unpack(body: bytes) -> NodeConfig:
+    """The reverse. Raises RankError for anything but an object of strings."""
     try:
         values = json.loads(body)
     except ValueError as error:
-        raise RankError("terms that are not JSON") from error
+        raise RankError("a configuration that is not JSON") from error
     if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-        raise RankError("terms that are no texts by name")
+        raise RankError("a configuration that is not an object of strings")
     return values
 
 

@@ -1,4 +1,4 @@
-"""What one body asks for: a call, or one a prompt."""
+"""An OpenAI body, parsed: one `GenerateRequest` per prompt, and how to answer."""
 
 import enum
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from quire.v1 import inference_pb2 as pb
 
 
 class StreamUsage(enum.Enum):
-    """Where a stream tells the tokens counted."""
+    """Where a stream reports the token counts."""
 
     NONE = enum.auto()
     LAST = enum.auto()  # in a chunk of its own behind the others
@@ -18,7 +18,7 @@ class StreamUsage(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedBody:
     """requests: one per prompt, otherwise equal. given: fields of the contract by their names in
     the body. logprobs: include them in the answer. echo: the prompt before each choice.
     prompt_logprobs: include those of the prompt."""
@@ -33,21 +33,21 @@ class Asked:
 
     @property
     def prompts(self) -> int:
-        """How many there are."""
+        """The number of prompts."""
         return len(self.requests)
 
     @property
     def choices(self) -> int:
-        """Of all prompts."""
+        """The number of choices of all prompts together."""
         return self.prompts * self.each
 
     @property
     def each(self) -> int:
-        """Choices of one prompt."""
+        """The number of choices of one prompt."""
         return max(self.requests[0].sampling.n, 1)
 
     def names(self, place: int = 0) -> Names:
-        """What the body calls the fields of one of the requests."""
+        """The body's names for the fields of one of the requests."""
         if self.prompts == 1:
             return Names(self.given)
         prompt = f"prompt[{place}]"
@@ -55,13 +55,13 @@ class Asked:
         return Names({**self.given, **dict.fromkeys(kinds, prompt)})
 
     def name(self, name: str) -> None:
-        """Give the calls a request's name; of several, each a number behind it."""
+        """Set the calls' request ids; of several, each followed by its number."""
         for place, request in enumerate(self.requests):
             request.request_id = f"{name}-{place}" if self.prompts > 1 else name
 
     def place(self, message: pb.GenerateResponse, place: int, name: str) -> None:
-        """Make an event of one of several calls one of all together: choices are counted over the
-        prompts, and the name is the request's."""
+        """Turn an event of one of several calls into an event of the whole request: choices are
+        counted over the prompts, and the id is the request's."""
         if self.prompts == 1:
             return
         match message.WhichOneof("event"):

@@ -1,7 +1,7 @@
-"""The OpenAI API put together and opened beside gRPC, over the same servicer.
+"""Builds the OpenAI API and opens its port beside gRPC's, over the same servicer.
 
-Invariant: it asks for no more than gRPC has: a port that is taken is one line of the log, and gRPC
-serves on. It lets in whom gRPC lets in, with the same keys, certificates and limits.
+Invariant: it never keeps gRPC from serving: if its port is taken, one line of the log says so. It
+admits the same callers as gRPC, with the same keys, certificates and limits.
 """
 
 import asyncio
@@ -39,7 +39,8 @@ log = logging.getLogger("quire.service")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the face shares with gRPC. max_body: bytes. connections: at most so many."""
+    """What the HTTP API shares with gRPC. max_body: in bytes. connections: the most that may be
+    open."""
 
     servicer: InferenceServicer
     access_control: AccessControl
@@ -56,10 +57,11 @@ class Parts:
     connections: int
 
 
-async def open_face(
+async def open_frontend(
     service: ServiceConfig, parts: Parts, sockets: Sequence[socket.socket] | None = None
 ) -> HttpServer | None:
-    """sockets: that listen already; default: by the options. None: the port is not to be had."""
+    """sockets: listening already; by default opened by the options. None: the port cannot be
+    opened."""
     if sockets is None:
         try:
             sockets = await asyncio.to_thread(ports.listen, service.http_host, service.http_port)
@@ -100,7 +102,7 @@ def _app(service: ServiceConfig, parts: Parts) -> ASGIApp:
 
 
 def lines_to_paste(service: ServiceConfig, port: int, model: str) -> str:
-    """For a shell: where the API is, and two first calls."""
+    """Shell lines with the API's address and two first calls."""
     host = service.http_host
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
     url = f"{'https' if service.tls_cert else 'http'}://{shown}:{port}/v1"

@@ -1,4 +1,4 @@
-"""What all layers of a model are built with."""
+"""What every layer of a model is built with: operations, ranks, dtype, device, format."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ from quire.kernels.ops import Ops
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """Who computes, among whom a layer is shared, and what its parameters are kept in.
+class BuildContext:
+    """The operations, the ranks that share a layer, and how its parameters are stored.
 
     transposed: a checkpoint holds the products' matrices as [inputs, outputs].
     """
@@ -32,8 +32,8 @@ class Setting:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def fp8_of(self, modules: list[str]) -> Fp8 | None:
-        """How the weights of one product are FP8, or None where they are not. Raises ConfigError
-        where some are and others are not."""
+        """The FP8 format of one product's weights, or None if they are not FP8. Raises ConfigError
+        if some are and others are not."""
         if self.fp8 is None:
             return None
         skipped = [module for module in modules if is_skipped(module, self.fp8.skipped)]

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from quire.engine.runner import head_start
+from quire.engine.runner import early_start
 
 NO_TEXT = r"import os; os.write(1, b'\xff')"
 
@@ -17,25 +17,25 @@ def test_the_digest_of_the_compiler_is_found_once_where_its_version_tells_it(
     cache = pytest.importorskip("triton.runtime.cache")
     from quire.kernels import offline
 
-    monkeypatch.setattr(head_start, "_digesting", [])
+    monkeypatch.setattr(early_start, "_digesting", [])
     alone: list[bool] = []
     monkeypatch.setattr(
         cache, "triton_key", lambda: alone.append(offline._digesting.locked()), raising=False
     )
-    head_start.digest_compiler()
+    early_start.digest_compiler()
     assert alone == [True]
     monkeypatch.delattr(cache, "triton_key")
-    head_start.digest_compiler()
+    early_start.digest_compiler()
 
 
-def test_nothing_depends_on_a_head_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_depends_on_a_early_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_driver(name: str) -> NoReturn:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", no_driver)
-    head_start._start_driver(0)
+    early_start._start_driver(0)
     monkeypatch.setitem(sys.modules, "quire.kernels.offline", None)  # as without Triton
-    head_start._digest_compiler()
+    early_start._digest_compiler()
 
 
 @pytest.mark.parametrize(("device", "retained"), [(None, []), (0, [0]), (3, [3])])
@@ -55,7 +55,7 @@ def test_the_context_of_the_device_that_will_be_used_is_made(
             return 0
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: Driver())
-    head_start._start_driver(device)
+    early_start._start_driver(device)
     assert calls == [("init", 0), *(("retain", index) for index in retained)]
 
 
@@ -75,19 +75,19 @@ def test_a_digest_is_taken_from_the_process_that_has_found_it(
     cache = pytest.importorskip("triton.runtime.cache")
     version = pytest.importorskip("triton").__version__
     monkeypatch.setattr(cache, "triton_key", lambda: "found here", raising=False)
-    head_start.start_digest((sys.executable, "-c", f"version = {version!r}\n{answer}"))
-    head_start.digest_compiler()
+    early_start.start_digest((sys.executable, "-c", f"version = {version!r}\n{answer}"))
+    early_start.digest_compiler()
     assert cache.triton_key() == (version + "abc" if taken else "found here")
-    assert not head_start._digesting
+    assert not early_start._digesting
 
 
 @pytest.mark.long
 def test_the_process_finds_the_digest_that_triton_finds() -> None:
     cache = pytest.importorskip("triton.runtime.cache")
-    head_start.start_digest()
-    assert head_start._found() == getattr(cache, "triton_key", str)()
+    early_start.start_digest()
+    assert early_start._found() == getattr(cache, "triton_key", str)()
 
 
 def test_a_process_that_cannot_be_started_is_done_without() -> None:
-    head_start.start_digest(("/nowhere",))
-    assert head_start._found() == ""
+    early_start.start_digest(("/nowhere",))
+    assert early_start._found() == ""

@@ -24,7 +24,7 @@ class SchedulerCounters:
     prefill_computed: int = 0
     prefix_queried: int = 0
     prefix_hit: int = 0
-    head_copies: int = 0  # admissions that copied the beginning of a block
+    partial_copies: int = 0  # admissions that copied the beginning of a block
     preemptions: int = 0
     generated: int = 0
     discarded: int = 0
@@ -35,7 +35,7 @@ class SchedulerCounters:
     not_a_number: int = 0  # requests ended because their logits were not finite numbers
 
 
-class Roster:
+class SchedulerState:
     """All unfinished requests, over one BlockPool."""
 
     def __init__(self, pool: BlockPool, max_num_seqs: int) -> None:
@@ -102,7 +102,7 @@ class Roster:
         self.running.insert(position, request)
 
     def preempt(self, request: Request) -> None:
-        """Put it back into the queue without blocks; results already planned no longer count."""
+        """Return it to the queue without blocks; results already planned no longer count."""
         request.epoch += 1
         request.preemptions += 1
         self.counters.preemptions += 1

@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 
 from quire.service.ray.application_plan import Plan
-from quire.service.ray.openai_face import OpenAIFace
+from quire.service.ray.openai_frontend import OpenAIFrontend
 from quire.v1 import inference_pb2 as pb
 
 NAME = "org/some model"
@@ -27,7 +27,7 @@ class Streams:
         return pb.GetModelInfoResponse(model=model).SerializeToString()
 
 
-def answer(face: OpenAIFace, method: str, path: str) -> tuple[int, dict[str, Any]]:
+def answer(face: OpenAIFrontend, method: str, path: str) -> tuple[int, dict[str, Any]]:
     scope = {
         "type": "http",
         "method": method,
@@ -46,11 +46,11 @@ def streams() -> Streams:
 
 
 @pytest.fixture
-def face(streams: Streams) -> OpenAIFace:
-    return OpenAIFace(cast(Any, streams), Plan())
+def face(streams: Streams) -> OpenAIFrontend:
+    return OpenAIFrontend(cast(Any, streams), Plan())
 
 
-def test_models_are_told_as_a_server_tells_them(face: OpenAIFace, streams: Streams) -> None:
+def test_models_are_told_as_a_server_tells_them(face: OpenAIFrontend, streams: Streams) -> None:
     status, listed = answer(face, "GET", "/v1/models")
     assert (status, listed["object"]) == (200, "list")
     (card,) = listed["data"]
@@ -72,7 +72,7 @@ def test_models_are_told_as_a_server_tells_them(face: OpenAIFace, streams: Strea
     ],
 )
 def test_what_is_not_there_is_refused_in_the_servers_words(
-    face: OpenAIFace, streams: Streams, method: str, path: str, status: int, words: str
+    face: OpenAIFrontend, streams: Streams, method: str, path: str, status: int, words: str
 ) -> None:
     found, told = answer(face, method, path)
     assert found == status and words in told["error"]["message"]

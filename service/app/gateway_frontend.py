@@ -8,7 +8,7 @@ import grpc
 from quire.service.app import ports
 from quire.service.app.health import Health
 from quire.service.app.listener import Listener
-from quire.service.app.openai_face import Parts
+from quire.service.app.openai_frontend import Parts
 from quire.service.gateway.servicer import GatewayServicer, handler
 from quire.service.settings import ServiceConfig
 from quire.service.telemetry.counters import Ledger
@@ -22,18 +22,19 @@ def gateway_listener(
     tokenizer: Path,
     new_server: Callable[[], grpc.aio.Server],
 ) -> Listener:
-    """Not started yet. tokenizer: the directory of its files. new_server: with the guards of the
-    main port. Raises ConfigError where the protos' package or the port is not to be had."""
+    """The gateway's port, not started yet. tokenizer: the directory of its files. new_server:
+    creates a gRPC server with the guards of the main port. Raises ConfigError if the package with
+    the protos is missing or the port cannot be opened."""
     assert service.gateway_port is not None
     authenticator = parts.access_control.authenticator
-    face = GatewayServicer(
+    servicer = GatewayServicer(
         parts.servicer, parts.lifecycle, ledger, authenticator, tokenizer, parts.version
     )
     credentials = parts.security.credentials()
 
     def make(port: int) -> tuple[grpc.aio.Server, int]:
         server = new_server()
-        server.add_generic_rpc_handlers((handler(face),))
+        server.add_generic_rpc_handlers((handler(servicer),))
         health.add_to(server)
         host = service.gateway_host
         return server, ports.bind(server, host, port, credentials, "gateway_")

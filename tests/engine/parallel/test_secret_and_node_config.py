@@ -1,4 +1,4 @@
-"""The nodes' secret, and the terms that they must have in common."""
+"""The nodes' secret, and the configuration that they must have in common."""
 
 import dataclasses
 from typing import Any
@@ -12,8 +12,8 @@ from quire.engine.model.load_config import model_config
 from quire.engine.parallel import join_listener
 from quire.engine.parallel.handshake import NO_RANK
 from quire.engine.parallel.node import places
+from quire.engine.parallel.node_config import NodeConfig, node_config_of
 from quire.engine.parallel.secret import read_secret
-from quire.engine.parallel.terms import Terms, terms_of
 
 
 def test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves(tmp_path: Any) -> None:
@@ -35,11 +35,11 @@ def test_a_secret_comes_from_a_file_or_the_environment_which_it_leaves(tmp_path:
 
 
 def test_nodes_compare_programs_options_and_models() -> None:
-    def of(**options: Any) -> Terms:
+    def of(**options: Any) -> NodeConfig:
         values = {"model": "random:tiny", "device": "cpu", "tensor_parallel_size": 2, **options}
         nodes = {"nnodes": 2, "master_addr": "10.0.0.1", "master_port": 29500}
         config = EngineConfig(**{**nodes, **values})
-        return terms_of(config, model_config(config), torch.device("cpu"))
+        return node_config_of(config, model_config(config), torch.device("cpu"))
 
     def differs(**options: Any) -> str | None:
         return join_listener.difference(of(), of(**options), 1)

@@ -1,0 +1,89 @@
+"""What a schema says is looked at where it says it, and written as it says it."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from quire.engine.errors import ConstraintError, RequestError
+from quire.engine.request import Constraint, Vocabulary
+from quire.engine.scheduling.matching import Matcher
+from quire.service.constraints.grammars import Grammars
+from quire.service.models import pocket
+
+FILE = (pocket.directory() / "tokenizer.json").read_text(encoding="utf-8")
+TOKENIZER = Tokenizer.from_str(FILE)
+GRAMMARS = Grammars()
+GRAMMARS.set_vocabulary(Vocabulary(FILE, TOKENIZER.get_vocab_size(), (2,)))
+
+
+def compiled(schema: Any) -> Matcher:
+    return GRAMMARS.compile(Constraint("json_schema", json.dumps(schema)))
+
+
+def accepts(matcher: Matcher, instance: Any) -> bool:
+    return written(matcher, json.dumps(instance))
+
+
+def written(matcher: Matcher, text: str) -> bool:
+    """Whether it can be, token by token."""
+    one = matcher.copy()
+    try:
+        for token in TOKENIZER.encode(text, add_special_tokens=False).ids:
+            one.accept(token)
+    except ConstraintError:
+        return False
+    return one.may_end()
+
+
+def test_a_property_may_be_called_as_a_keyword_is_and_a_value_holds_no_schema() -> None:
+    named = {name: {"type": "integer", "default": 2**60} for name in ("const", "enum", "minimum")}
+    matcher = compiled({"type": "object", "properties": named, "additionalProperties": False})
+    assert accepts(matcher, {"const": 1, "enum": 2, "minimum": 3})
+    value = {"multipleOf": 0, "minProperties": 9, "$ref": "#/const", "patternProperties": {}}
+    assert accepts(compiled({"const": value, "default": {"maximum": 1e300}}), value)
+    inside = {"properties": {"const": {"$ref": "#/$defs/enum"}}, "$defs": {"enum": {"const": 1}}}
+    assert not accepts(compiled(inside), {"const": 2}) and accepts(compiled(inside), {"const": 1})
+
+
+def test_so_many_names_as_are_told_apart_may_be_asked_for() -> None:
+    """A name may come twice, but is one to its reader: what comes beside `required` ones, once."""
+    for schema, valid in (
+        ({"minProperties": 1}, {"a": 1}),
+        ({"minProperties": 3, "required": ["a", "b"]}, {"a": 1, "b": 2, "c": 3}),
+    ):
+        matcher = compiled({"type": "object", **schema})
+        assert accepts(matcher, valid)
+        assert not accepts(matcher, dict(list(valid.items())[:-1]))
+
+
+def test_each_number_that_is_let_in_is_written_to_its_last_bit() -> None:
+    numbers, kept = random.Random(1), 0
+    for _ in range(300):
+        value = numbers.random() * 10.0 ** numbers.randrange(-30, 15)
+        try:
+            matcher = compiled({"const": value})
+        except RequestError as error:
+            assert f"const: {value}: has more digits" in str(error)
+            continue
+        kept += 1
+        texts = [f"{value:.{digits}f}" for digits in range(60)]
+        assert {float(text) for text in texts if written(matcher, text)} == {value}
+    assert kept > 200
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ({}, ["[1,2]", "[1, 2]"]),
+        ({"whitespace_pattern": "\n?"}, ["[1,2]", "[1,\n2]"]),
+        ({"whitespace_flexible": False}, ["[1,2]"]),
+    ],
+)
+def test_spaces_are_those_that_a_schema_asks_for(options: Any, texts: list[str]) -> None:
+    schema = {"type": "array", "items": {"type": "integer"}, "x-guidance": options}
+    matcher = compiled(schema)
+    every = ["[1,2]", "[1, 2]", "[1,\n2]", "[1,  2]"]
+    assert [text for text in every if written(matcher, text)] == texts
