@@ -37,7 +37,7 @@ except KeyboardInterrupt:  # a first start takes a second or more
     sys.exit(130)
 
 GROUP = "quire.commands"
-SERVER_COMMANDS = ("serve", "ray", "hash-key")
+SERVER_COMMANDS = ("serve", "compile", "ray", "hash-key")
 CLIENT_COMMANDS = {  # and the module of each, in the order of the help
     "generate": "generate",
     "chat": "chat",

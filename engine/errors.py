@@ -4,6 +4,7 @@ QuireError
 ├── ConfigError        an option or a model's configuration that cannot be used: names it
 ├── ModelError         a model that cannot be loaded: names the file or weight
 ├── CapacityError      memory does not suffice: carries the numbers, and the option to turn
+├── CompileError       not all kernels could be compiled
 ├── RequestError       a request that can never run: names the field, the value and the limit
 ├── CorruptStateError  the engine's books can not be trusted any more: the engine ends
 ├── RankError          a rank that shares the model is lost, or says what nobody can follow
@@ -28,6 +29,10 @@ class ModelError(QuireError):
 
 class CapacityError(QuireError):
     """Not enough memory for what was asked."""
+
+
+class CompileError(QuireError):
+    """Not all kernels could be compiled."""
 
 
 class RequestError(QuireError):

@@ -47,7 +47,7 @@ def signals_blocked() -> Iterator[None]:
 
 
 def start_captured(
-    program: Sequence[str], *, stdin: int, **variables: str
+    program: Sequence[str], *, stdin: int, stderr: int = subprocess.DEVNULL, **variables: str
 ) -> "subprocess.Popen[str]":
     """Start a program and capture its standard output as text. stdin: as in subprocess; variables:
     added to its environment. Call it in a thread that outlives it. Raises OSError."""
@@ -56,7 +56,7 @@ def start_captured(
             program,
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=stderr,
             text=True,
             errors="replace",  # what libraries print may be no text
             env=environment(**variables),

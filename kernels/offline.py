@@ -5,14 +5,22 @@ the launchers are called unchanged, on meta tensors, whose addresses begin at ze
 aligned as a device's are. A process that has started this never launches anything again.
 """
 
+import contextlib
 import hashlib
 import inspect
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +30,11 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from quire.kernels import support
+from quire.kernels.cards import OfflineCard as OfflineCard
 
 _digesting = threading.Lock()
+_DRIVER_FOLDER = "TRITON_LIBCUDA_PATH"
+_FUNCTION = re.compile(r"\bcu[A-Z]\w+")  # of the driver
 Compiling = Callable[[], Any]  # gives the compiled kernel
 
 
@@ -35,20 +46,6 @@ class Kernel:
     compiling: Compiling
     signature: tuple[Any, ...]
     name: str
-
-
-@dataclass(frozen=True)
-class OfflineCard:
-    """A GPU that is only compiled for. arch: 90 is sm_90. shared: bytes of shared memory that a
-    program may have. name: as its driver gives it, by which tables of kernels are chosen."""
-
-    arch: int
-    shared: int
-    name: str = support.HOME_CARD
-
-    @property
-    def capability(self) -> tuple[int, int]:
-        return self.arch // 10, self.arch % 10
 
 
 class OfflineDriver:
@@ -177,5 +174,56 @@ def compile_launcher(compiled: Any) -> None:
         nvidia.compile_module_from_src = partial(build, ccflags=["-Og"])
     try:
         nvidia.CudaLauncher(compiled.src, compiled.metadata)
+    except ImportError:
+        pass  # it is kept, but cannot be loaded without NVIDIA's driver
     finally:
         nvidia.compile_module_from_src = build
+
+
+def build_driver_module() -> None:
+    """What Triton asks the driver with, for a process with a GPU to find. Raises RuntimeError
+    where there is no C compiler, and CalledProcessError where that fails."""
+    from triton.backends.nvidia import driver as nvidia
+
+    with contextlib.suppress(ImportError):  # as above
+        nvidia.CudaUtils()
+
+
+@contextmanager
+def linkable() -> Iterator[None]:
+    """Within, this process and those that it starts can build what Triton links with NVIDIA's
+    driver, where there is none: with a library of its name and functions that do nothing. Raises as
+    `build_driver_module`."""
+    from triton.backends.nvidia import driver as nvidia
+
+    try:
+        nvidia.libcuda_dirs()
+    except (AssertionError, OSError, subprocess.SubprocessError):
+        pass
+    else:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="quire-link-") as folder:
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+        if compiler is None:
+            raise RuntimeError("no C compiler is found")
+        sources = map(Path(nvidia.__file__).with_suffix, (".c", ".py"))
+        functions = {name for file in sources for name in _FUNCTION.findall(file.read_text())}
+        named = "-Wl,-soname,libcuda.so.1", "-o", f"{folder}/libcuda.so.1"
+        subprocess.run(
+            [compiler, "-shared", *named, "-x", "c", "-"],
+            input="".join(f"void {name}(void) {{}}\n" for name in sorted(functions)),
+            text=True,
+            check=True,
+        )  # a linker leaves out a library of which nothing is used
+        os.environ[_DRIVER_FOLDER] = folder
+        log = logging.getLogger("triton.runtime.build")
+        before = log.level
+        log.setLevel(logging.ERROR)  # each time that it cannot be loaded
+        try:
+            yield
+        finally:
+            log.setLevel(before)
+            del os.environ[_DRIVER_FOLDER]
+            nvidia.libcuda_dirs.cache_clear()
+            nvidia.library_dirs.cache_clear()

@@ -100,9 +100,7 @@ def writable(folder: Path, *, what: str, remedy: str = "") -> SealedFolder:
     what: is kept there, for the log; remedy: what a user could do about it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=folder) as probe:
-            probe.write(_PROBE)
+        probe(folder)
         return SealedFolder(folder)
     except OSError as error:
         instead = Path(tempfile.mkdtemp(prefix="quire-compiled-"))
@@ -115,6 +113,13 @@ def writable(folder: Path, *, what: str, remedy: str = "") -> SealedFolder:
             remedy and f" ({remedy})",
         )
         return SealedFolder(instead)
+
+
+def probe(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder, with this mode where it is new, and write into it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(_PROBE)
 
 
 def write_at_once(path: Path, text: str) -> None:

@@ -4,10 +4,15 @@ Invariant: a configuration that passes `check_supported` runs on a GPU that pass
 any other is refused by name.
 """
 
-from dataclasses import dataclass
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from functools import cache
 
 import torch
+
+from quire.kernels.cards import KNOWN
 
 HEAD_DIMS = (16, 32, 64, 96, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -16,10 +21,10 @@ MAX_EXPERTS = 1024
 MAX_EXPERTS_A_TOKEN = 32
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NARROW = torch.float8_e4m3fn  # the dtype of a cache that is not the activations'
-HOPPER_SHARED = 232_448  # bytes of shared memory that a program may have on sm_90
+HOPPER_SHARED = KNOWN["h200"].shared  # bytes of shared memory that a program may have on sm_90
 HOPPER_MULTIPROCESSORS = 132  # of an H100 or an H200
 HOPPER_TRITON = ("3.6.0", "3.7.1")  # whose Gluon, no stable interface, our kernels are for
-HOME_CARD = "NVIDIA H200"  # for which the kernels were tuned first
+HOME_CARD = KNOWN["h200"].name  # for which the kernels were tuned first
 
 
 def check_supported(head_dim: int, dtype: torch.dtype, block_size: int, group: int) -> None:
@@ -56,9 +61,8 @@ def check_mixture(count: int, per_token: int) -> None:
 
 def check_device(device: torch.device) -> None:
     """Raise ValueError for a GPU older than sm_80, which lacks what the kernels are made of."""
-    if device.type == "cuda" and _capability(device) < (8, 0):
-        name, found = torch.cuda.get_device_name(device), ".".join(map(str, _capability(device)))
-        raise ValueError(f"{name} has compute capability {found}: 8.0 or newer is needed")
+    if device.type != "cpu" and capability(device) < (8, 0):
+        raise ValueError(f"{_introduced(device)}: 8.0 or newer is needed")
 
 
 def check_fp8(device: torch.device) -> None:
@@ -72,9 +76,13 @@ def check_fp8_cache(device: torch.device) -> None:
 
 
 def _check_e4m3(device: torch.device, needs: str) -> None:
-    if device.type == "cuda" and not knows_e4m3(device):
-        name, found = torch.cuda.get_device_name(device), ".".join(map(str, _capability(device)))
-        raise ValueError(f"{name} has compute capability {found}: {needs} 8.9 or newer")
+    if device.type != "cpu" and not knows_e4m3(device):
+        raise ValueError(f"{_introduced(device)}: {needs} 8.9 or newer")
+
+
+def _introduced(device: torch.device) -> str:
+    found = ".".join(map(str, capability(device)))
+    return f"{_name(device)} has compute capability {found}"
 
 
 @dataclass
@@ -96,6 +104,17 @@ def assume(capability: tuple[int, int], shared: int, name: str) -> None:
         told.cache_clear()
 
 
+@contextmanager
+def assumed(capability: tuple[int, int], shared: int, name: str) -> Iterator[None]:
+    """Within, tensors that are on no GPU are taken to be on this one (see `assume`)."""
+    before = astuple(_assumed)
+    assume(capability, shared, name)
+    try:
+        yield
+    finally:
+        assume(*before)
+
+
 def capability(device: torch.device) -> tuple[int, int]:
     """The compute capability of a tensor's device; off a GPU what is assumed."""
     return _capability(device) if device.type == "cuda" else _assumed.capability
@@ -111,6 +130,14 @@ def before_hopper(device: torch.device) -> bool:
 def is_hopper(device: torch.device) -> bool:
     """Whether a GPU is sm_90, whose matrix instructions no other generation has."""
     return capability(device) == (9, 0)
+
+
+def can_chain(device: torch.device) -> bool:
+    """Whether kernels can be launched as dependents: Hopper and newer, triton 3.5 and newer."""
+    if device.type == "cpu" or before_hopper(device):
+        return False
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return (int(major), int(minor)) >= (3, 5)
 
 
 def has_gluon(device: torch.device, versions: tuple[str, ...] = HOPPER_TRITON) -> bool:
@@ -153,6 +180,10 @@ def multiprocessors(device: torch.device) -> int:
 @cache
 def card_name(device: torch.device) -> str:
     """The name of a tensor's GPU; off a GPU of the one that is assumed."""
+    return _name(device)
+
+
+def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _assumed.name
 
 

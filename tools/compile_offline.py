@@ -19,7 +19,9 @@ import offline.experts
 import offline.fp8
 import offline.fp8_cache
 import offline.rest  # noqa: F401  each registers what it calls
-from offline.compiling import SHARED_LIMITS, Report, compile_all
+from offline.compiling import Report, compile_all
+
+from quire.kernels.cards import SHARED_LIMITS
 
 
 def _print(row: Report) -> None:

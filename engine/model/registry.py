@@ -64,7 +64,8 @@ def build_model(
         raise ConfigError(f"architecture {config.architecture}: not supported; known: {known}")
     check_operations(config, ops)
     _check_formats(config, int8=int8)
-    _check_kernels(config, dtype, device)
+    if device.type == "cuda":
+        check_kernels(config, dtype, device)
     # Tensors made under inference mode could not be filled by threads, which are not under it.
     with torch.inference_mode(False):
         context = BuildContext(ops, world or World(), dtype, device, config.fp8, int8)
@@ -114,10 +115,8 @@ def _check_formats(config: ModelConfig, *, int8: bool) -> None:
         )
 
 
-def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse here what a kernel would refuse in the first step."""
-    if device.type != "cuda":
-        return
+def check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse here what a GPU's kernel would refuse in the first step. Raises ConfigError."""
     try:
         group = config.num_q_heads // config.num_kv_heads
         check_supported(config.head_dim, dtype, BLOCK_SIZES[0], group)
@@ -127,4 +126,4 @@ def _check_kernels(config: ModelConfig, dtype: torch.dtype, device: torch.device
         if config.fp8 is not None:
             check_fp8(device)
     except ValueError as error:
-        raise ConfigError(f"device = {device.type}: {error}") from None
+        raise ConfigError(f"device = cuda: {error}") from None

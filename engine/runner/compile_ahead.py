@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import os
 import queue
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +25,11 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.runner import compile_process, early_start
-from quire.engine.runner.compile_orders import Compiled, Orders
+from quire.engine.runner.compile_orders import Compiled, Orders, deciding
 from quire.engine.runner.compile_process import Worker
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
 from quire.kernels import support
+from quire.kernels.linear.tuning import measured_card
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +43,22 @@ class CompileAhead:
     """The processes at work for one engine; none where the cache has all of its kernels."""
 
     def __init__(
-        self, orders: Orders, cache: CompiledCache, versions: str, early: Worker | None = None
+        self,
+        orders: Orders,
+        cache: CompiledCache,
+        versions: str,
+        early: Worker | None = None,
+        limit: float | None = None,
     ) -> None:
         """Begins. versions: of whatever decides the code beside the orders. early: a process that
-        waits for orders already; it does this work, or is ended."""
+        waits for orders already; it does this work, or is ended. limit: seconds to wait for it."""
         self._cache = cache
         self._key = orders.key(versions)
         self._words: Words = queue.SimpleQueue()
         self._done: dict[str, str] = {}  # names of kernels, by their folders
         self._kernels = 1  # at least, until it is said
         self._ended = False  # nothing more will be
-        self._until = time.monotonic() + _LIMIT
+        self._until = time.monotonic() + (_LIMIT if limit is None else limit)
         self.waited = 0.0  # seconds
         self._worker: Worker | None = None
         if not cache.is_whole(self._key):
@@ -131,7 +138,7 @@ class CompileAhead:
         try:
             word = self._words.get(timeout=max(self._until - time.monotonic(), 0))
         except queue.Empty:
-            log.warning("kernels are still being compiled after %g s: left", _LIMIT)
+            log.warning("kernels are still being compiled: left to the engine")
             word = None
         self._ended = word is None
         return word
@@ -170,24 +177,34 @@ def begin(
         return None
     from triton import knobs
 
+    from quire.kernels import movable_cache
+
+    movable_cache.use()
     cache = writable_cache(Path(knobs.cache.dir))
     knobs.cache.dir = str(cache.folder)
     threading.Thread(target=_ready_to_launch, name="quire-triton", daemon=True).start()
     if not leads:
         return None
-    major, minor = torch.cuda.get_device_capability(device)
-    orders = Orders(
-        options=dataclasses.asdict(config),
+    orders = orders_of(config, dtype, device, pdl=pdl, exact=exact)
+    orders = dataclasses.replace(orders, cache=str(cache.folder), processes=default_processes())
+    return CompileAhead(orders, cache, versions(), early)
+
+
+def orders_of(
+    config: EngineConfig, dtype: torch.dtype, device: torch.device, *, pdl: bool, exact: bool
+) -> Orders:
+    """What an engine on a GPU, or on the one that is assumed, can launch. dtype, pdl, exact: as in
+    `begin`."""
+    major, minor = support.capability(device)
+    return Orders(
+        options=deciding(config),
         dtype=str(dtype).removeprefix("torch."),
         arch=10 * major + minor,
         shared=support.shared_bytes(device),
-        card=support.card_name(device),
+        card=measured_card(support.card_name(device)),
         pdl=pdl,
-        cache=str(cache.folder),
-        processes=min(_cores(), MAX_PROCESSES),
         exact=exact,
     )
-    return CompileAhead(orders, cache, _versions(), early)
 
 
 def _ready_to_launch() -> None:
@@ -198,17 +215,18 @@ def _ready_to_launch() -> None:
     early_start.digest_compiler()
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def default_processes() -> int:
+    """As many as there are cores for this process, up to a limit."""
+    known = hasattr(os, "sched_getaffinity")
+    return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, MAX_PROCESSES)
 
 
-def _versions() -> str:
-    """Of all that decides a kernel's code beside the orders: packages, and the sources here."""
+def versions() -> str:
+    """Of all that decides a kernel's code beside the orders: packages, and the sources here; and
+    of Python, for which launchers are built."""
     digest = hashlib.sha256()
     for root in (Path(support.__file__).parent, Path(__file__).parents[1]):
         for file in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
             digest.update(file.read_bytes())
     packages = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton")]
-    return " ".join([*packages, digest.hexdigest()])
+    return " ".join([*packages, f"{sysconfig.get_config_var('SOABI')}", digest.hexdigest()])

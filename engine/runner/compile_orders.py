@@ -7,15 +7,33 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from quire.engine.config import EngineConfig
+from quire.engine.model.config import GenerationDefaults, ModelConfig
+from quire.engine.model.load_config import model_config
+
+DECIDING = (  # options from which kernels follow, beside those that the orders have resolved
+    "model",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "block_size",
+    "kv_cache_dtype",
+    "quantization",
+    "tensor_parallel_size",
+)
+
+
+def deciding(config: EngineConfig) -> dict[str, Any]:
+    """Those options alone: whoever compiles knows no other, so none can change what is compiled."""
+    return {name: getattr(config, name) for name in DECIDING}
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What is to be compiled. options: an EngineConfig's. dtype: of weights and activations
-    ("bfloat16"), and of the cache, if the options say no other. arch: 90 is sm_90; shared: bytes of
-    shared memory of a program; card: its name. pdl: whether kernels are launched as dependents.
-    cache: the folder where Triton keeps them. processes: how many share the work. exact: whether in
-    exact mode."""
+    """What is to be compiled. options: an EngineConfig's (`deciding`). dtype: of weights and
+    activations ("bfloat16"), and of the cache, if the options say no other. arch: 90 is sm_90;
+    shared: bytes of shared memory of a program; card: its name, or nothing (`measured_card`). pdl:
+    whether kernels are launched as dependents. cache: the folder where Triton keeps them.
+    processes: how many share the work. exact: whether in exact mode."""
 
     options: dict[str, Any]
     dtype: str
@@ -40,9 +58,19 @@ class Orders:
     def config(self) -> EngineConfig:
         return EngineConfig(**self.options)
 
+    @property
+    def shape(self) -> ModelConfig:
+        """The model, but for what decides no kernel: how it is sampled and where it ends, and
+        whether the embedding stands in a head's place."""
+        shape = model_config(self.config)
+        none = GenerationDefaults()
+        return dataclasses.replace(shape, eos_token_ids=(), generation=none, embeds_only=False)
+
     def key(self, versions: str) -> str:
-        """Names the work, whoever does it. versions: of whatever else decides the code."""
-        whole = dataclasses.replace(self, cache="", processes=1).written()
+        """Names the work, whoever does it, and wherever the model is. versions: of whatever else
+        decides the code. Raises ConfigError."""
+        options = self.options | {"model": repr(self.shape)}
+        whole = dataclasses.replace(self, options=options, cache="", processes=1).written()
         return hashlib.sha256((versions + whole).encode()).hexdigest()
 
 

@@ -22,10 +22,10 @@ LISTS = "quire-*.json"  # in Triton's cache folder: what engines here have neede
 _early: list[Worker] = []  # at most one: not asked to do anything yet
 
 
-def start(program: Sequence[str] = WORKER) -> Worker:
+def start(program: Sequence[str] = WORKER, *, stderr: int = subprocess.DEVNULL) -> Worker:
     """One that waits for its orders. Call it in a thread that lives as long."""
     without_card = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return lifeline.start_captured(program, stdin=subprocess.PIPE, **without_card)
+    return lifeline.start_captured(program, stdin=subprocess.PIPE, stderr=stderr, **without_card)
 
 
 def start_early(folder: Path | None = None, program: Sequence[str] = WORKER) -> bool:

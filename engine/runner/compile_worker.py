@@ -27,7 +27,7 @@ from quire.engine import lifeline
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
-from quire.engine.model.load_config import model_config, resolve_max_model_len
+from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.model.registry import build_model
 from quire.engine.runner import early_start, exact_mode
 from quire.engine.runner.compile_orders import Compiled, Orders
@@ -94,7 +94,7 @@ class _Outline:
 def launches_of(orders: Orders) -> Launches:
     """A call that launches whatever an engine of these orders can, on meta tensors."""
     config = orders.config
-    model_shape = model_config(config)
+    model_shape = orders.shape
     few_layers = one_of_each_kind(model_shape)  # the others launch the same
     meta, dtype = torch.device("meta"), getattr(torch, orders.dtype)
     ops = TritonOps.on(meta, pdl=orders.pdl, exact=orders.exact)

@@ -43,7 +43,7 @@ def is_wanted(
     Raises ConfigError if `exact = on` is impossible."""
     if config.exact == "off":
         return False
-    if device.type != "cuda":
+    if device.type == "cpu":
         return _without(config, "a CPU has no exact kernels")
     if config.tensor_parallel_size > 1:
         return _without(

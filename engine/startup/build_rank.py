@@ -8,7 +8,6 @@ them beside the weights alone (`sized_beside`).
 """
 
 import dataclasses
-import importlib.metadata
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,7 @@ from quire.engine.startup.rank import Rank
 from quire.engine.weights.loader import check_checkpoint, loading
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import Ops
-from quire.kernels.support import before_hopper, shared_bytes
+from quire.kernels.support import before_hopper, can_chain, shared_bytes
 
 if TYPE_CHECKING:  # what several ranks need is imported where there are any
     from quire.engine.startup.start_ranks import Agree
@@ -132,7 +131,7 @@ def _basis_of(
     dtype = sizing.resolve_dtype(config, shape, device)
     cache_dtype = sizing.resolve_cache_dtype(config, dtype, device)
     max_model_len = resolve_max_model_len(config, shape)
-    pdl = _can_chain(device) if pdl is None else pdl
+    pdl = can_chain(device) if pdl is None else pdl
     exact = exact_mode.is_wanted(config, shape, dtype, device)
     leads = rank % config.ranks_per_node == 0
     ahead = compile_ahead.begin(config, dtype, device, pdl=pdl, leads=leads, exact=exact)
@@ -364,14 +363,6 @@ def _largest_step(config: EngineConfig, device: torch.device, max_model_len: int
         max_query_len=length,
         max_context_len=length,
     )
-
-
-def _can_chain(device: torch.device) -> bool:
-    """Whether kernels can be launched as dependents: Hopper and newer, triton 3.5 and newer."""
-    if device.type != "cuda" or before_hopper(device):
-        return False
-    major, minor = importlib.metadata.version("triton").split(".")[:2]
-    return (int(major), int(minor)) >= (3, 5)
 
 
 class _TimeLine:

@@ -239,7 +239,7 @@ def tables() -> Mapping[str, Table]:
 def table(card: str = HOME) -> Table:
     """What is known for a card: its own table over the others', of which kernels that hold weights
     ahead are left out, as they were only measured there."""
-    own = next((name for name in tables() if _alike(name, card)), None)
+    own = measured_card(card)
     shapes: dict[tuple[int, int], Mapping[int, Variant]] = {}
     for name in sorted(tables(), key=lambda name: name == (own or HOME)):
         for shape, rows in tables()[name].items():
@@ -292,6 +292,11 @@ def version() -> str:
     for path in sorted(TABLES.glob("*.json")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
+
+
+def measured_card(card: str) -> str:
+    """The name in the own table of a card, or nothing where it has none: all those are alike."""
+    return next((name for name in tables() if _alike(name, card)), "")
 
 
 def _alike(name: str, card: str) -> bool:

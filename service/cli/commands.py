@@ -1,4 +1,4 @@
-"""The server's commands: serve, ray, hash-key.
+"""The server's commands: serve, compile, ray, hash-key.
 
 Invariant: a fault that a person can cause ends with one line on standard error and exit code 2,
 without a traceback. Nothing heavy is imported before a command is run.
@@ -17,7 +17,7 @@ import typer
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError, QuireError
-from quire.service.cli import torchrun
+from quire.service.cli import compile_kernels, torchrun
 from quire.service.cli.options import (
     config_flag,
     extra_flag,
@@ -48,6 +48,7 @@ def register(app: typer.Typer) -> None:
         ),
     ]
     app.command("serve")(with_flags(serve, "serve", [model_argument(), *serve_flags]))
+    app.command("compile")(with_flags(compile_, "compile", compile_kernels.parameters()))
     ray_flags = [
         extra_flag(one.name, type(one.default), one.default, one.metadata["help"])
         for one in dataclasses.fields(Plan)
@@ -90,6 +91,23 @@ def serve(values: dict[str, Any]) -> int:
     by --config, else it is the default.
     """
     return _explained(lambda: _serve(_one_model(values)))
+
+
+def compile_(values: dict[str, Any]) -> int:
+    """Compile a server's kernels for a GPU that need not be here.
+
+    A server with the same options on that card finds them all: it starts for the first time as it
+    does later, from an image or a volume. Options are read as by `quire serve`, so its --config
+    file will do: options without a flag here decide no kernel. Versions of Quire, torch, Triton and
+    Python must be the server's, and so must the build of torch; where they are not, the server
+    compiles for itself.
+    """
+
+    def run() -> int:
+        gpu, out, jobs = (values.pop(name) for name in ("gpu", "out", "jobs"))
+        return compile_kernels.run(_settings(_one_model(values)).engine, gpu, out, jobs)
+
+    return _explained(run)
 
 
 def ray(values: dict[str, Any]) -> int:

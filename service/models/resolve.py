@@ -50,8 +50,10 @@ class ResolvedModel:
     tokenizer_directory: Path
 
 
-def resolve(config: EngineConfig) -> ResolvedModel:
-    """Find the model, fetching it where it is on the Hub. Raises ConfigError or ModelError."""
+def resolve(config: EngineConfig, *, weights: bool = True) -> ResolvedModel:
+    """Find the model, fetching it where it is on the Hub. Raises ConfigError or ModelError.
+
+    weights: also what is not its configuration; without, that need not be there."""
     name = config.model
     path = _path(name)
     if name == POCKET:
@@ -64,7 +66,7 @@ def resolve(config: EngineConfig) -> ResolvedModel:
         _refuse_revision(config)
         if pocket.has_manifest(path):
             _verify(path)
-        _refuse_stand_ins(path)
+        _refuse_stand_ins(path, FILES if weights else SETTINGS)
         return ResolvedModel(path.resolve().name, str(path), path)
     if path.suffix == ".gguf" and path.exists():
         raise ConfigError(f"model = {name}: GGUF is not supported; {SUPPORTED}, as safetensors")
@@ -74,8 +76,8 @@ def resolve(config: EngineConfig) -> ResolvedModel:
         raise ConfigError(
             f"model = {name}: no such directory, and not an id of the Hub{_hint(name)}"
         )
-    directory = _of_the_hub(name, config.revision)
-    _refuse_stand_ins(directory)
+    directory = _of_the_hub(name, config.revision, weights=weights)
+    _refuse_stand_ins(directory, FILES if weights else SETTINGS)
     return ResolvedModel(name, str(directory), directory)
 
 
@@ -86,10 +88,13 @@ def _path(name: str) -> Path:
         raise ConfigError(f"model = {name}: {error}") from None
 
 
-def _of_the_hub(name: str, revision: str | None) -> Path:
+def _of_the_hub(name: str, revision: str | None, *, weights: bool) -> Path:
     """Refuse what cannot be run before its weights are fetched."""
     kept = _kept_as(name, revision)
-    read_directory(_fetch(kept, revision, SETTINGS))
+    settings = _fetch(kept, revision, SETTINGS)
+    read_directory(settings)
+    if not weights:
+        return settings
     directory = _fetch(kept, revision, FILES)
     if not (directory / "tokenizer.json").is_file():
         _fetch(kept, revision, OLD_TOKENIZER)
@@ -131,10 +136,10 @@ def _refuse_revision(config: EngineConfig) -> None:
         )
 
 
-def _refuse_stand_ins(directory: Path) -> None:
+def _refuse_stand_ins(directory: Path, files: tuple[str, ...]) -> None:
     """Refuse a pointer, an error page or nothing where a file of the model should be, before any
     is read. Raises ModelError."""
-    paths = sorted(path for path in directory.iterdir() if any(map(path.match, FILES)))
+    paths = sorted(path for path in directory.iterdir() if any(map(path.match, files)))
     for path in paths:
         try:
             instead = fault_of(path)

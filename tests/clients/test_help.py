@@ -24,7 +24,7 @@ def options_of(name: str) -> set[str]:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_every_name_is_whole_and_no_line_is_too_long(width: int) -> None:
-    for name in ("serve", "generate"):
+    for name in ("serve", "compile", "generate"):
         page = shown(width, name)
         named = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", page))
         missing = {word for word in options_of(name) if word.startswith("-")} - named
@@ -43,6 +43,6 @@ def test_options_stand_in_groups() -> None:
 
 def test_the_list_of_commands_says_each_in_a_whole_sentence() -> None:
     page = shown(80)
-    for name in (*CLIENT_COMMANDS, "serve", "hash-key"):
+    for name in (*CLIENT_COMMANDS, "serve", "compile", "hash-key"):
         assert re.search(rf"^  {name} .*\.$", page, re.MULTILINE), name
     assert "..." not in page.split("Commands:")[1]

@@ -8,7 +8,7 @@ FAULTS = (
     Fault(
         "first minutes: a command of the server is unknown where there is no server",
         "clients/cli.py",
-        'SERVER_COMMANDS = ("serve", "ray", "hash-key")',
+        'SERVER_COMMANDS = ("serve", "compile", "ray", "hash-key")',
         'SERVER_COMMANDS = ("serve",)',
         ("tests/clients/test_cli.py::test_without_the_server_the_command_says_how_to_get_it",),
     ),

@@ -9,6 +9,7 @@ HEAD = "tests/engine/runner/test_early_start.py::test_"
 LOADED = "tests/engine/startup/test_loaded_beside.py::test_"
 SPARE = "tests/engine/runner/test_spare_time.py::test_"
 BESIDE = "tests/engine/startup/test_sized_beside.py::test_"
+FOR_CARD = "tests/engine/startup/test_compile_for_card.py::test_"
 
 FAULTS = (
     Fault(
@@ -52,6 +53,69 @@ FAULTS = (
         "        return SealedFolder(folder)\n    except OSError as",
         "        return SealedFolder(folder)\n    except ValueError as",
         (SEALED + "a_folder_that_cannot_be_written_is_replaced_and_said",),
+    ),
+    Fault(
+        "compiled for a card: a moved folder is whole, and Triton finds nothing in it",
+        "kernels/movable_cache.py",
+        "for name in names if (path := self.get_file(name)) is not None}",
+        "for name, path in names.items() if Path(path).exists()}",
+        (FOR_CARD + "a_kernel_is_found_in_whatever_folder_it_stands",),
+    ),
+    Fault(
+        "compiled for a card: a model is known by its path, whatever is in it",
+        "engine/runner/compile_orders.py",
+        'self.options | {"model": repr(self.shape)}',
+        "self.options",
+        (FOR_CARD + "a_model_is_known_by_its_configuration_wherever_it_is",),
+    ),
+    Fault(
+        "compiled for a card: options that decide no kernel are in the key",
+        "engine/runner/compile_orders.py",
+        "return {name: getattr(config, name) for name in DECIDING}",
+        "return dataclasses.asdict(config)",
+        (FOR_CARD + "a_server_finds_all_that_was_compiled_elsewhere",),
+    ),
+    Fault(
+        "compiled for a card: an option that decides kernels is not in the key",
+        "engine/runner/compile_orders.py",
+        "dataclasses.replace(self, options=options,",
+        'dataclasses.replace(self, options=options | {"block_size": 0},',
+        (FOR_CARD + "whatever_the_process_that_compiles_is_told_is_in_the_key",),
+    ),
+    Fault(
+        "compiled for a card: another name of the same card finds nothing",
+        "engine/runner/compile_ahead.py",
+        "card=measured_card(support.card_name(device))",
+        "card=support.card_name(device)",
+        (FOR_CARD + "a_server_of_any_card_looks_for_what_was_compiled_for_it[h100]",),
+    ),
+    Fault(
+        "compiled for a card: launchers of another Python are counted on",
+        "engine/runner/compile_ahead.py",
+        "f\"{sysconfig.get_config_var('SOABI')}\"",
+        '""',
+        (FOR_CARD + "a_server_of_another_version_compiles_for_itself",),
+    ),
+    Fault(
+        "compiled for a card: a folder that cannot be written is of no use",
+        "engine/runner/compiled_cache.py",
+        "        cache.take_from(CompiledCache(folder))\n",
+        "        pass\n",
+        (FOR_CARD + "kernels_are_taken_from_a_folder_that_cannot_be_written",),
+    ),
+    Fault(
+        "compiled for a card: what is built without the driver does not ask for it where it is",
+        "kernels/offline.py",
+        "for name in sorted(functions))",
+        "for name in ())",
+        (FOR_CARD + "what_triton_links_with_the_driver_is_built_without_it",),
+    ),
+    Fault(
+        "compiled for a card: a model's weights are fetched for its configuration",
+        "service/models/resolve.py",
+        "    if not weights:\n        return settings\n",
+        "",
+        ("tests/service/models/test_hub.py::test_a_configuration_is_fetched_without_weights",),
     ),
     Fault(
         "a start: weights that are loaded beside everything else are not waited for",

@@ -21,13 +21,9 @@ import triton
 from torch import Tensor
 
 from quire.kernels import support
-from quire.kernels.offline import OfflineCard, compile_for, not_launched
+from quire.kernels.cards import SHARED_LIMITS, OfflineCard
+from quire.kernels.offline import compile_for, not_launched
 
-SHARED_LIMITS = {  # bytes that a program may use
-    **dict.fromkeys((90, 100), support.HOPPER_SHARED),
-    **dict.fromkeys((86, 89, 120), 101_376),
-    80: 166_912,
-}
 _BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -137,7 +133,7 @@ def compile_all(
 ) -> Iterator[Report]:
     """Compile every registered call whose name contains one of `only`. Once a process for one arch:
     the kernels' modules, imported by the calls, take what they are told of the card then."""
-    compile_for(OfflineCard(arch, SHARED_LIMITS[arch]))
+    compile_for(OfflineCard(arch, SHARED_LIMITS[arch], support.HOME_CARD))
     knows_e4m3 = support.knows_e4m3(torch.device("meta"))
     for source, hot, e4m3 in _SOURCES:
         if (hot_only and not hot) or (e4m3 and not knows_e4m3):

@@ -22,7 +22,8 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError
 from quire.service.models.resolve import resolve
 try:
-    print(resolve(EngineConfig(model=sys.argv[1], revision=sys.argv[2] or None)).engine_model)
+    config = EngineConfig(model=sys.argv[1], revision=sys.argv[2] or None)
+    print(resolve(config, weights="bare" not in sys.argv).engine_model)
 except QuireError as error:
     sys.exit(f"refused: {error}")
 """
@@ -96,11 +97,13 @@ def hub() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def fetch(endpoint: str, cache: Path, revision: str = "", repo: str = REPO, **more: str) -> str:
+def fetch(
+    endpoint: str, cache: Path, revision: str = "", repo: str = REPO, *words: str, **more: str
+) -> str:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     kept |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, repo, revision],
+        [sys.executable, "-c", FETCH, repo, revision, *words],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -121,6 +124,17 @@ def test_only_safetensors_and_json_are_fetched(hub: tuple[str, list[str]], tmp_p
     assert (directory / "model.safetensors").read_bytes() == expected
     # Once it is here, no network is needed.
     assert fetch("http://127.0.0.1:9", tmp_path, "v1", HF_HUB_OFFLINE="1") == str(directory)
+
+
+def test_a_configuration_is_fetched_without_weights(
+    hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    endpoint, asked = hub
+    directory = Path(fetch(endpoint, tmp_path, "v1", REPO, "bare"))
+    assert {path.name for path in directory.iterdir()} == {"config.json", "generation_config.json"}
+    assert not any("safetensors" in path or "tokenizer" in path for path in asked)
+    assert Path(fetch(endpoint, tmp_path, "v1")) == directory, "the same model, and now its weights"
+    assert (directory / "model.safetensors").exists()
 
 
 def test_what_cannot_be_run_is_refused_before_its_weights_are_fetched(

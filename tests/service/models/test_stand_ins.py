@@ -25,6 +25,7 @@ def test_what_stands_instead_of_a_file_is_named(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=rf"/{name}: .*{words}"):
         resolve(EngineConfig(model=str(tmp_path)))
+    resolve(EngineConfig(model=str(tmp_path)), weights=False)
 
 
 def test_a_link_to_what_was_not_fetched_is_named(tmp_path: Path) -> None:
