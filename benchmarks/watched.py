@@ -128,6 +128,9 @@ class WatchedEngine:
                 way.config(model_directory().name, dtype), lambda _stage, _share: None, pdl=way.pdl
             )
             self._stream = _current_stream()
+            runner, core = self.engine.runner, self.engine.core
+            for _ in runner._sizes.common_keys():  # what a server captures while it is idle
+                core.use_spare_time()
 
     def serve(self, specs: Sequence[GenerationRequest]) -> Served:
         """Serve the requests, `passes` times."""
