@@ -154,12 +154,11 @@ class GraphSizes:
         others fit, and those of few tokens, which suffer most from launches; model and sampler by
         themselves, which are fewer."""
         models = [key for key in self.common_keys() if isinstance(key, GraphKey) and not key.needs]
-        most_tokens = max(key.prefill_tokens for key in models)
-        tokens = *range(1, FUSED_TOKENS + 1), most_tokens
-        rows = *range(1, FUSED_ROWS + 1), self.decode_rows[-1]
-        first: list[Key] = [key for key in models if key.prefill_tokens in tokens]
-        for key in models:
-            if key.decode_rows in rows:
+        prompts = [key for key in models if key.prefill_tokens]  # the largest first
+        few = [key for key in prompts[1:] if key.prefill_tokens <= FUSED_TOKENS]
+        first: list[Key] = [*prompts[:1], *few]
+        for key in models[len(prompts) :]:
+            if key.rows in (*range(1, FUSED_ROWS + 1), self.decode_rows[-1]):
                 first += [key, *(SamplerKey(key.rows, needs) for needs in _KINDS)]
         return first
 

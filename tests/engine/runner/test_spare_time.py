@@ -150,16 +150,19 @@ def test_rows_of_one_token_are_captured_in_spare_time_and_never_run() -> None:
     assert kept.order == list(rows) and not kept.replayed
 
 
+@pytest.mark.parametrize("prompts", [(), (16, 32, 64, 128, 1024, 4096)])
 @pytest.mark.parametrize("most", (1, 2, 64, 256))
-def test_a_start_captures_the_largest_steps_and_those_of_few_tokens(most: int) -> None:
-    sizes = GraphSizes(most, 4096, PROMPT_TOKENS)
+def test_a_start_captures_the_largest_steps_and_those_of_few_tokens(
+    most: int, prompts: tuple[int, ...]
+) -> None:
+    sizes = GraphSizes(most, 4096, PROMPT_TOKENS if prompts else ())
     first = sizes.first_keys()
     assert len(first) == len(set(first))
     models = [key for key in first if isinstance(key, GraphKey)]
     assert set(models) <= set(sizes.common_keys()) and not any(key.needs for key in models)
     rows = {key.decode_rows for key in models if not key.prefill_tokens}
     assert rows == {rows for rows in (1, 2, 4, 8) if rows <= most} | {most}
-    assert {key.prefill_tokens for key in models} == {0, 16, 32, 64, 128, 4096}
+    assert {key.prefill_tokens for key in models} == {0, *prompts} - {1024}
     samplers = {(key.rows, key.needs) for key in first if isinstance(key, SamplerKey)}
     assert samplers == {(count, needs) for count in rows for needs in _KINDS}
 
