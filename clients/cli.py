@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     standard_streams.fill()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    if not words or words[0] not in CLIENT_COMMANDS:
+    if not words or words[0] not in (*CLIENT_COMMANDS, "compile"):
         sys.exit(_run(words))
     with _leaving_at_sigterm():
         sys.exit(_run(words))

@@ -113,15 +113,17 @@ class EngineCore:
 
     def use_spare_time(self) -> bool:
         """While idle: do a piece of work that makes later steps faster. False: there is none.
-        Raises only fatal errors; after any other, no more such work is done."""
-        try:
-            return any(work() for work in self.spare)
-        except Exception as error:
-            if self.runner.is_fatal(error):
-                raise
-            log.warning("work in spare time failed, and is given up: %s", error)
-            self.spare.clear()
-            return False
+        Raises only fatal errors; after any other, no more work of that kind is done."""
+        for work in tuple(self.spare):
+            try:
+                if work():
+                    return True
+            except Exception as error:
+                if self.runner.is_fatal(error):
+                    raise
+                log.warning("work in spare time failed, and is given up: %s", error)
+                self.spare.remove(work)
+        return False
 
     def drain_after_fault(self) -> list[Output]:
         """After a fault that ends the engine: the outputs that the turn had made before it."""

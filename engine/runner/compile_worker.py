@@ -34,7 +34,7 @@ from quire.engine.runner.compile_orders import Compiled, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import bounds_of, warm_steps
-from quire.kernels import offline
+from quire.kernels import movable_cache, offline
 from quire.kernels.launches import Card
 from quire.kernels.linear import all_reduce_norm
 from quire.kernels.meta_shapes import MetaShapes
@@ -153,6 +153,7 @@ def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
     """Compile, in so many processes; whether each of them came to its end. tell: called there."""
     if orders.cache:
         knobs.cache.dir = orders.cache
+    movable_cache.use()  # as the engine does
     knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     launches = launches_of(orders)

@@ -49,13 +49,15 @@ class CompiledCache:
 
     def take_from(self, other: "CompiledCache") -> None:
         """Have what another folder has for engines, and what Triton has built in C there."""
-        with contextlib.suppress(OSError):  # what is not there is made anew
-            lists = list(other.folder.glob(LISTS))
-            names = {name for path in lists for name in self._read(path)[1]}
-            names |= {path.parent.name for path in other.folder.glob("*/*.so") if lists}
-            for name in names:
+        lists = list(other.folder.glob(LISTS))
+        names = {name for path in lists for name in self._read(path)[1]}
+        names |= {path.parent.name for path in other.folder.glob("*/*.so") if lists}
+        for name in names:
+            with contextlib.suppress(OSError):  # what is not there is made anew
                 shutil.copytree(other.folder / name, self.folder / name, dirs_exist_ok=True)
-            for path in lists:
+                (self.folder / name).chmod(0o700)  # those of an image may not be written
+        for path in lists:
+            with contextlib.suppress(OSError):
                 shutil.copy(path, self.folder)
 
     @staticmethod

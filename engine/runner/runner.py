@@ -137,7 +137,8 @@ class Runner:
             progress((done + 1) / total)
         self.captured_bytes = max(free - free_bytes(self._device), 0)
         self.captured_seconds = time.monotonic() - begin
-        self._uncaptured.expect([*sizes.common_keys(), *sizes.burst_keys()])
+        if spare_time:
+            self._uncaptured.expect([*sizes.common_keys(), *sizes.burst_keys()])
 
     @torch.inference_mode()
     def use_spare_time(self) -> bool:

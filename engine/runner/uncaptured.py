@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from quire.engine.runner.graphs import Key, SamplerKey, StepGraphs
 
+_PATIENCE = 256  # steps that do without a graph for which there is no spare time
+
 
 class Uncaptured:
     """Of one runner."""
@@ -16,7 +18,7 @@ class Uncaptured:
     def __init__(self) -> None:
         self._met: set[Key] = set()
         self._later: deque[Key] = deque()
-        self._expected: set[Key] = set()  # of those
+        self._expected: dict[Key, int] = {}  # of those: how often they have been wanted since
 
     def at_once(self, key: Key, *, compiled: bool) -> bool:
         """Whether a step is to be captured now that it is wanted. compiled: all its kernels are."""
@@ -33,17 +35,25 @@ class Uncaptured:
         """These are likely to be wanted."""
         found = list(keys)
         self._later.extend(found)
-        self._expected.update(found)
+        self._expected.update(dict.fromkeys(found, 0))
 
     def expects(self, key: Key) -> bool:
-        """Whether it is likely to be wanted, and still to be captured in spare time."""
-        return key in self._expected
+        """Whether it is still to be captured in spare time. Asked often enough, it is no more: a
+        server that is never idle has none."""
+        uses = self._expected.get(key)
+        if uses is None:
+            return False
+        if uses >= _PATIENCE:
+            del self._expected[key]
+            return False
+        self._expected[key] = uses + 1
+        return True
 
     def next(self, captured: StepGraphs) -> Key | None:
         """What to capture in spare time; None: nothing."""
         while self._later:
             key = self._later.popleft()
-            self._expected.discard(key)
+            self._expected.pop(key, None)
             if key not in captured:
                 return key
         return None

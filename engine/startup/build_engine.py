@@ -108,7 +108,7 @@ def engine_over(
     if ranks is None:  # others would have to do the same at the same time
         core.spare.append(rank.runner.use_spare_time)
     if matchers is not None:
-        core.spare.append(matchers.get_ready)
+        core.spare.insert(0, matchers.get_ready)  # while nobody is likely to ask yet
     info = _info(config, rank, scheduler.pool.num_usable)
     return Engine(core, info, rank.runner, rank.model.device, ranks)
 

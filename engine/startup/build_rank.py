@@ -198,8 +198,7 @@ def _new_model(basis: _Basis) -> Model:
         model = build(device=basis.device)
     if basis.loaded_beside:
         for placement in model.placements():
-            assert isinstance(placement.target, torch.Tensor)  # others are a CPU's
-            placement.target.zero_()
+            placement.clear()
         torch.cuda.synchronize(basis.device)  # other streams write them next
     return model
 

@@ -5,7 +5,6 @@ finds all of its kernels; what it would refuse is refused here, in the same word
 """
 
 import dataclasses
-import os
 import subprocess
 import tempfile
 import time
@@ -104,12 +103,12 @@ def orders_for(config: EngineConfig, card: OfflineCard) -> Orders:
 
 def _refuse_without_triton() -> None:
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
         raise ConfigError(
             f"kernels are compiled by Triton, which cannot be imported here: {error}"
         ) from error
-    if os.environ.get("TRITON_INTERPRET"):
+    if triton.knobs.runtime.interpret:
         raise ConfigError("TRITON_INTERPRET is set: kernels would be interpreted, not compiled")
 
 

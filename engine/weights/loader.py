@@ -73,9 +73,13 @@ class _Job:
         return part.scale if isinstance(part, RowScaled) else part
 
     def sum(self) -> Tensor:
-        """The float32 sum of what was filled: [] on its device."""
+        """A float32 that is finite if all that was filled is, the sum of wider numbers: [] on its
+        device."""
         filled = self.filled
-        return filled.float().sum() if filled.itemsize == 1 else filled.sum(dtype=torch.float32)
+        if filled.itemsize > 1:
+            return filled.sum(dtype=torch.float32)
+        bad = ((filled.view(torch.uint8) & 0x7F) == 0x7F).any()  # e4m3 has no infinity
+        return torch.where(bad, torch.nan, 0.0)
 
     def check_sum(self, total: float) -> None:
         """Refuse numbers that are not finite. total: the float32 sum of what was filled, which
@@ -229,8 +233,6 @@ def _working(
         )
         for index in range(count)
     ]
-    for thread in threads:
-        thread.start()
 
     def until_done(progress: Progress) -> None:
         done = 0
@@ -243,11 +245,14 @@ def _working(
             _bytes(reports.get())
 
     try:
+        for thread in threads:
+            thread.start()
         yield until_done
     finally:
         shared.stop()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
 
 
 def _bytes(report: int | BaseException) -> int:

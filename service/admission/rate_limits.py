@@ -152,18 +152,15 @@ class ClientLimits:
         account.streams += 1
         return Permit(account, self._clock)
 
-    def most_at_once(self, tokens: int) -> Iterator[tuple[int, str]]:
-        """Calls of so many tokens or more that a client may begin together, by each limit, which
-        is named."""
+    def most_at_once(self) -> Iterator[tuple[int, str]]:
+        """Calls that a client may begin together, by each limit, which is named. Tokens are taken
+        later, when some have come back."""
         limits, seconds = self._limits, f"rate_limit_burst_seconds = {self._limits.burst_seconds:g}"
         if limits.streams is not None:
             yield limits.streams, f"max_streams_per_client = {limits.streams}"
         if limits.requests is not None:
             most = _burst(limits.requests, limits.burst_seconds)
             yield int(most), f"rate_limit_requests = {limits.requests:g}, {seconds}"
-        if limits.tokens is not None:
-            most = math.ceil(_burst(limits.tokens, limits.burst_seconds) / tokens)
-            yield most, f"rate_limit_tokens = {limits.tokens:g}, {seconds}"
 
     def _forget_idle(self, now: float) -> None:
         """Called now and then, checking a bounded number of clients each time."""

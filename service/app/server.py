@@ -222,15 +222,11 @@ class Server:
         tokenizer, chat = await asyncio.to_thread(
             read_text_side, self._resolved.tokenizer_directory, vocab_size
         )
-        compiler = beside = None
+        compiler = None
         if eos_token_ids is not None:
             compiler = Compiler(tokenizer, vocab_size, ends_of(tokenizer, eos_token_ids))
-            beside = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))
-        try:
-            await self._engine.start(progress)
-        finally:
-            if beside is not None:
-                beside.cancel()  # the thread goes on: who asks next waits for it
+            compiler.begin()
+        await self._engine.start(progress)
         info = self._engine.info
         family = family_of(self._settings.service.output_parser, chat)
         model = ServedModel(self.model_name, info, tokenizer, chat, family)

@@ -22,7 +22,7 @@ _SCHEMA, _NAMES = "", "by name"
 
 def check(schema: Any) -> None:
     """Of a schema, by itself or in a grammar. Raises ValueError."""
-    patterns = 0
+    patterns, judged = 0, set[int]()  # of allOf, with the schema that holds them
     for keyword, item in _places(schema):
         if keyword != _SCHEMA:
             _check_number(keyword, item)
@@ -30,10 +30,15 @@ def check(schema: Any) -> None:
         found = item.get("patternProperties")
         patterns += len(found) if isinstance(found, dict) else 0
         _check_multiples(item)
-        _check_names(item)
+        if id(item) not in judged:
+            together = _together(item)
+            judged.update(map(id, together))
+            _check_names(together)
         _check_reference(item.get("$ref"))
         for name in BOUNDS:
             _check_number(name, item.get(name))
+        if item is not schema and "x-guidance" in item:
+            raise ValueError("x-guidance: only for a whole schema, not for a part of it")
     if patterns > MAX_PATTERNS:
         raise ValueError(f"patternProperties: {patterns}: at most {MAX_PATTERNS} in a schema")
     _check_strict(schema)
@@ -74,11 +79,25 @@ def _check_reference(reference: Any) -> None:
         raise ValueError(f"$ref: {reference[:80]!r}: leads to several schemas")
 
 
-def _check_names(schema: dict[str, Any]) -> None:
+def _together(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """A schema and those of its `allOf`, which hold at once."""
+    found = [schema]
+    for one in found:  # which grows
+        members = one.get("allOf")
+        found += [m for m in members if isinstance(m, dict)] if isinstance(members, list) else []
+    return found
+
+
+def _check_names(together: list[dict[str, Any]]) -> None:
     """A name that may come twice is counted twice, but is one property to whoever reads it."""
-    least, required = schema.get("minProperties"), schema.get("required")
-    known = len({*map(str, required)}) if isinstance(required, list) else 0
-    if isinstance(least, int | float) and least > known + 1:
+    types = [one["type"] for one in together if "type" in one]
+    if any("object" not in (kind if isinstance(kind, list) else [kind]) for kind in types):
+        return
+    leasts = [one.get("minProperties") for one in together]
+    least = max((n for n in leasts if isinstance(n, int | float)), default=0)
+    listed = [one.get("required") for one in together]
+    known = len({str(name) for names in listed if isinstance(names, list) for name in names})
+    if least > known + 1:
         raise ValueError(
             f"minProperties: {least}: at most {known + 1}, one more than `required` names: a name"
             " that is written twice would count twice"
@@ -92,7 +111,7 @@ def _check_number(name: str, value: Any) -> None:
     if not -MAX_NUMBER <= value <= MAX_NUMBER:
         raise ValueError(f"{name}: {value}: must be between -{MAX_NUMBER} and {MAX_NUMBER}")
     if isinstance(value, float) and _as_read(value) != value:
-        raise ValueError(f"{name}: {value}: has more digits than can be kept: 15 always can")
+        raise ValueError(f"{name}: {value}: cannot be kept exactly: write it with fewer digits")
 
 
 def _as_read(value: float) -> float:
@@ -130,7 +149,11 @@ def _without_point(value: float) -> int:
 
 def _check_strict(schema: Any) -> None:
     """A schema is honoured whole."""
-    own = schema.get("x-guidance") if isinstance(schema, dict) else None
+    if not isinstance(schema, dict) or "x-guidance" not in schema:
+        return
+    own = schema["x-guidance"]
+    if not isinstance(own, dict):
+        raise ValueError("x-guidance: must be an object")
     for name in ("lenient", "coerce_one_of"):
-        if isinstance(own, dict) and own.get(name):
+        if own.get(name):
             raise ValueError(f"x-guidance.{name}: what cannot be honoured is refused")

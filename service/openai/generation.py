@@ -41,8 +41,8 @@ class Generation:
         name = context.headers.get("x-request-id", "")
         parsed = await self._reader.read(request, GENERATE, lambda values: read(values, name))
         if isinstance(parsed, ParsedBody) and parsed.prompts > 1:
-            n, max_tokens = parsed.each, parsed.requests[0].sampling.max_tokens
-            most, limit = self._servicer.access.most_at_once(n, max_tokens)
+            n = parsed.each
+            most, limit = self._servicer.access.most_at_once(n)
             if parsed.prompts > most:
                 why = f"{parsed.prompts} prompts with n = {n}: at most {most} at once: {limit}"
                 parsed = Malformed(invalid_field("prompt", why))

@@ -83,12 +83,12 @@ class AccessControl:
     admission: Admission
     log_prompts: bool = False
 
-    def most_at_once(self, n: int, max_tokens: int) -> tuple[int, str]:
-        """Calls of n completions of so many tokens that a client may begin together where nobody
-        else is, and what says so: to wait would make it no more."""
+    def most_at_once(self, n: int) -> tuple[int, str]:
+        """Calls of n completions that a client may begin together where nobody else is, and what
+        says so: to wait would make it no more."""
         most = self.admission.policy.max_waiting
         waiting = -(-most // n), f"max_waiting = {most}"  # the last one is let in behind less
-        return min([waiting, *self.limits.most_at_once(n * max_tokens + 1)])
+        return min([waiting, *self.limits.most_at_once()])
 
 
 class WorkRequest(Protocol):

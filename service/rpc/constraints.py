@@ -4,6 +4,7 @@ Invariant: the result depends on the message alone: whoever makes one (an API, a
 the same refusals.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Mapping
@@ -87,6 +88,15 @@ class Compiler:
         self._lock = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self._grammars = Grammars()
+
+    def begin(self) -> None:
+        """Read the vocabulary on a thread that nobody waits for; who asks meanwhile waits."""
+
+        def read() -> None:
+            with contextlib.suppress(Exception):  # who asks next is told
+                self.vocabulary()
+
+        threading.Thread(target=read, name="quire-vocabulary", daemon=True).start()
 
     def vocabulary(self) -> Vocabulary:
         """The vocabulary that constraints are compiled for. Slow the first time: do not call it on

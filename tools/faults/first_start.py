@@ -127,8 +127,8 @@ FAULTS = (
     Fault(
         "a start: weights that nobody has written yet are computed with",
         "engine/startup/build_rank.py",
-        "            placement.target.zero_()\n",
-        "",
+        "            placement.clear()\n",
+        "            pass\n",
         (LOADED + "the_rest_is_prepared_on_zeros_while_the_weights_come",),
     ),
     Fault(
@@ -151,7 +151,7 @@ FAULTS = (
     Fault(
         "a start: the vocabulary of constraints is read when the engine is ready",
         "service/app/server.py",
-        "            beside = asyncio.create_task(asyncio.to_thread(compiler.vocabulary))\n",
+        "            compiler.begin()\n",
         "",
         ("tests/service/app/test_vocabulary_beside.py",),
     ),

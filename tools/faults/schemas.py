@@ -46,7 +46,7 @@ FAULTS = (
     Fault(
         "constraint: a name that is written twice counts as two properties",
         "service/constraints/schema_checks.py",
-        "        _check_names(item)\n",
+        "            _check_names(together)\n",
         "",
         (HOSTILE + "each_is_refused_by_its_field_and_its_reason_and_leaves_nothing",),
     ),

@@ -56,6 +56,13 @@ class Placement:
         """Write stored rows from `first` on: [m, K] or [m], of any dtype."""
         self.put_taken(first, stored if self.is_vector else stored[:, self.cols])
 
+    def clear(self) -> None:
+        """Fill it with zeros, for steps that run before the weights are there."""
+        if isinstance(self.target, Tensor):
+            self.target.zero_()
+        else:
+            self.target[:] = 0
+
     def put_taken(self, first: int, part: Tensor) -> None:
         """Like `put`, from rows that hold only the taken columns: [m, k] or [m]."""
         begin = first - self.rows.start

@@ -32,6 +32,11 @@ class QuantizingPlacement(Placement):
         for first in range(self.rows.start, self.rows.stop, step):
             yield first, min(first + step, self.rows.stop)
 
+    def clear(self) -> None:
+        """The scales too."""
+        super(QuantizingPlacement, self).clear()  # slots: no bare super
+        self.scale.zero_()
+
     def put_taken(self, first: int, part: Tensor) -> None:
         """Quantize rows that begin with a block: [m, k]."""
         begin = first - self.rows.start

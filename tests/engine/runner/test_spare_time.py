@@ -15,6 +15,7 @@ from quire.engine.loop.loop import Batch, EngineLoop
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner import runner as runner_module
+from quire.engine.runner import uncaptured as uncaptured_module
 from quire.engine.runner.graphs import (
     _KINDS,
     MAX_GRAPHS,
@@ -205,6 +206,19 @@ def test_what_a_start_leaves_out_is_captured_in_spare_time(spare_time: bool) -> 
     assert len(kept.order) == len(set(kept.order))
 
 
+def test_a_server_that_is_never_idle_captures_few_rows_as_one_graph_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = Kept()
+    _, runner = compiled(kept)
+    sizes = runner._sizes = GraphSizes(SETUP.max_num_seqs, 128, (16, 32, 64))
+    monkeypatch.setattr(uncaptured_module, "_PATIENCE", 3)
+    runner.warm_up((), lambda _share: None, spare_time=True)
+    apart = sizes.decode(1, 1, None)
+    chosen = [runner._whole(apart, Needs()) for _ in range(5)]
+    assert chosen == [apart] * 3 + [apart._replace(needs=Needs())] * 2
+
+
 def test_rows_of_one_token_that_were_met_are_captured_at_once_not_later() -> None:
     kept = Kept()
     core, runner = compiled(kept)
@@ -313,8 +327,9 @@ def test_work_in_spare_time_that_fails_is_given_up_and_the_engine_lives() -> Non
 
     core.spare = [spare]
     assert not core.use_spare_time() and not core.use_spare_time() and len(calls) == 1
-    core.spare = [lambda: bool(calls.append(2)), lambda: not calls.append(3)]
-    assert core.use_spare_time() and calls == [1, 2, 3], "each, until one had something to do"
+    core.spare = [lambda: bool(calls.append(2)), spare, lambda: not calls.append(3)]
+    assert core.use_spare_time() and calls == [1, 2, 1, 3], "each, until one had something to do"
+    assert core.use_spare_time() and calls[4:] == [2, 3], "but for what has failed"
     core.spare = [spare]
     runner.is_fatal = lambda _error: True
     with pytest.raises(ValueError, match="no room"):

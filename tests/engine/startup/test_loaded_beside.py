@@ -16,12 +16,15 @@ from quire.engine.errors import ModelError
 from quire.engine.model.base import CausalModel
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.layers.parallel import World
+from quire.engine.model.layers.placement import Placement
+from quire.engine.model.layers.quantized import QuantizingPlacement, new_fp8
 from quire.engine.startup import build_rank as module
 from quire.engine.startup.build_rank import build_rank
 from quire.engine.startup.rank import Rank
 from quire.engine.weights import loader
 from quire.engine.weights.checkpoint import Checkpoint
 from quire.engine.weights.loader import load_checkpoint
+from quire.kernels.row_scaled import RowScaled
 
 
 @pytest.fixture
@@ -133,3 +136,18 @@ def test_weights_come_first_where_something_depends_on_them(change: dict[str, An
     )
     assert basis.loaded_beside
     assert not dataclasses.replace(basis, **change).loaded_beside
+
+
+def test_what_is_converted_while_loading_has_zeros_for_scales_too() -> None:
+    weight = new_fp8(128, 256, device=torch.device("cpu"))
+    rows = RowScaled.empty(4, 8, torch.float32, torch.device("cpu"))
+    places = slice(0, 128), slice(0, 256)
+    converted = QuantizingPlacement("a", (128, 256), weight.data, *places, weight.scale)
+    for scale in (weight.scale, rows.scale):
+        assert scale is not None
+        scale.fill_(torch.nan)
+    converted.clear()
+    Placement("b", (4, 8), rows, slice(0, 4), slice(0, 8)).clear()
+    for scale in (weight.scale, rows.scale):
+        assert scale is not None and not scale.any()
+    assert not weight.data.float().any() and not rows.data.any()

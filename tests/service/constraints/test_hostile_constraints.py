@@ -100,6 +100,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "x-guidance.lenient: what cannot be honoured is refused",
     ),
+    "options as a list": (
+        {"json_schema": '{"x-guidance": [",", ":", false, " ", false, true], "not": {}}'},
+        "constraint.json_schema",
+        "x-guidance: must be an object",
+    ),
+    "options of a part": (
+        {"json_schema": '{"properties": {"a": {"x-guidance": {"whitespace_flexible": false}}}}'},
+        "constraint.json_schema",
+        "x-guidance: only for a whole schema, not for a part of it",
+    ),
     "lenient in a grammar": (
         {"grammar": 'start: "a" %json {"x-guidance": {"lenient": true}, "not": {}}'},
         "constraint.grammar",
@@ -195,13 +205,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
             "constraint.json_schema",
             "minProperties: 2: at most 1, one more than `required` names",
         )
-        for more in ({}, {"patternProperties": {"^a": {}}}, {"allOf": [{"required": ["a"]}]})
+        for more in ({}, {"patternProperties": {"^a": {}}}, {"allOf": [{"properties": {"a": {}}}]})
     },
     **{
         f"a number whose last bit would change: {name}": (
             {"json_schema": json.dumps({name: value})},
             "constraint.json_schema",
-            f"{name}: 123456789.12345679: has more digits than can be kept",
+            f"{name}: 123456789.12345679: cannot be kept exactly",
         )
         for name, value in (
             ("const", {"a": [123456789.12345679]}),

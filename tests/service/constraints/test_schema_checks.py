@@ -59,6 +59,29 @@ def test_so_many_names_as_are_told_apart_may_be_asked_for() -> None:
         assert not accepts(matcher, dict(list(valid.items())[:-1]))
 
 
+def test_names_are_counted_over_all_that_holds_at_once() -> None:
+    both = [{"type": "object", "required": ["a", "b"]}, {"minProperties": 3}]
+    matcher = compiled({"allOf": both})
+    assert accepts(matcher, {"a": 1, "b": 2, "c": 3}) and not accepts(matcher, {"a": 1, "b": 2})
+    matcher = compiled({"type": "object", "required": ["a"], "allOf": [{"minProperties": 2}]})
+    assert accepts(matcher, {"a": 1, "b": 2}) and not written(matcher, '{"a": 1, "a": 1}')
+    compiled({"type": "array", "minProperties": 5})  # which says nothing of arrays
+    for refused in (
+        {"allOf": [{"type": "object", "required": ["a"]}, {"minProperties": 3}]},
+        {"type": ["array", "object"], "minProperties": 5},
+    ):
+        with pytest.raises(RequestError, match="more than `required` names"):
+            compiled(refused)
+
+
+def test_a_grammars_numbers_are_read_as_they_were_checked() -> None:
+    """However many digits they are spelled with."""
+    grammar = 'start: %json {"type": "number", "minimum": 0.23086654154098429359}'
+    matcher = GRAMMARS.compile(Constraint("grammar", grammar))
+    below, least = "0.23086654154098427", repr(0.23086654154098429359)
+    assert not written(matcher, below) and written(matcher, least)
+
+
 def test_each_number_that_is_let_in_is_written_to_its_last_bit() -> None:
     numbers, kept = random.Random(1), 0
     for _ in range(300):
@@ -66,7 +89,7 @@ def test_each_number_that_is_let_in_is_written_to_its_last_bit() -> None:
         try:
             matcher = compiled({"const": value})
         except RequestError as error:
-            assert f"const: {value}: has more digits" in str(error)
+            assert f"const: {value}: cannot be kept exactly" in str(error)
             continue
         kept += 1
         texts = [f"{value:.{digits}f}" for digits in range(60)]

@@ -17,12 +17,6 @@ CASES: list[tuple[dict[str, Any], int, int, str]] = [  # options, n, prompts, wh
         5,
         "rate_limit_requests = 0.5, rate_limit_burst_seconds = 10",
     ),
-    (
-        {"rate_limit_tokens": 2.0},
-        2,
-        3,  # of 2 * 4 tokens and one of the prompt each: the bucket of 20 is empty behind them
-        "rate_limit_tokens = 2, rate_limit_burst_seconds = 10",
-    ),
 ]
 
 
