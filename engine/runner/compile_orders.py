@@ -61,10 +61,15 @@ class Orders:
     @property
     def shape(self) -> ModelConfig:
         """The model, but for what decides no kernel: how it is sampled and where it ends, and
-        whether the embedding stands in a head's place."""
-        shape = model_config(self.config)
-        none = GenerationDefaults()
-        return dataclasses.replace(shape, eos_token_ids=(), generation=none, embeds_only=False)
+        whether the embedding stands in a head's place, for which a checkpoint's weights are asked.
+        """
+        return dataclasses.replace(
+            model_config(self.config),
+            eos_token_ids=(),
+            generation=GenerationDefaults(),
+            embeds_only=False,
+            tie_word_embeddings=False,
+        )
 
     def key(self, versions: str) -> str:
         """Names the work, whoever does it, and wherever the model is. versions: of whatever else

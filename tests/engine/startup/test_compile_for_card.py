@@ -17,6 +17,7 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CompileError, ConfigError
+from quire.engine.model.load_config import model_config
 from quire.engine.runner import compile_ahead, compile_process, exact_mode
 from quire.engine.runner.compile_orders import DECIDING, Orders
 from quire.engine.startup import build_rank, compile_for_card
@@ -280,6 +281,11 @@ def test_a_model_is_known_by_its_configuration_wherever_it_is(tmp_path: Path) ->
     assert key(CONFIG.replace(model=str(tmp_path / "one"))) != first, "its path is the same"
     orders = orders_for(CONFIG, card_named("h200"))
     assert Orders.read(orders.written()).key("1") == orders.key("1")
+    whole, bare = (checkpoint(tmp_path / name, tie_word_embeddings=False) for name in "wb")
+    index = {"weight_map": {"embed_tokens.weight": "a.safetensors"}}  # it has no head
+    (tmp_path / "b" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert model_config(bare).embeds_only and not model_config(whole).embeds_only
+    assert key(bare) == key(whole), "where its weights are not, nobody can tell"
 
 
 # ------------------------------------------------------------ what is refused
