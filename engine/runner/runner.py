@@ -340,13 +340,9 @@ class Runner:
         return self._whole(key, needs) if whole else key
 
     def _whole(self, key: GraphKey, needs: Needs) -> GraphKey:
-        """The key of a step as one graph; while that is still to be captured in spare time, of its
-        model's part, where that is captured."""
-        whole = key._replace(needs=needs)
-        graphs = self._graphs
-        if graphs is None or whole in graphs or not self._uncaptured.expects(whole):
-            return whole
-        return key if key in graphs else whole
+        """The key of a step as one graph; see Uncaptured.choose."""
+        whole, graphs = key._replace(needs=needs), self._graphs
+        return whole if graphs is None else self._uncaptured.choose(whole, key, graphs)
 
     # ------------------------------------------------------------ what runs on the device
 

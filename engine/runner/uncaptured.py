@@ -7,7 +7,7 @@ its kind is not captured. One-token rows are, at once: they come again with the 
 from collections import deque
 from collections.abc import Iterable
 
-from quire.engine.runner.graphs import Key, SamplerKey, StepGraphs
+from quire.engine.runner.graphs import GraphKey, Key, SamplerKey, StepGraphs
 
 _PATIENCE = 256  # steps that do without a graph for which there is no spare time
 
@@ -18,7 +18,7 @@ class Uncaptured:
     def __init__(self) -> None:
         self._met: set[Key] = set()
         self._later: deque[Key] = deque()
-        self._expected: dict[Key, int] = {}  # of those: how often they have been wanted since
+        self._expected: dict[Key, int] = {}  # of those: how often they were done without
 
     def at_once(self, key: Key, *, compiled: bool) -> bool:
         """Whether a step is to be captured now that it is wanted. compiled: all its kernels are."""
@@ -37,17 +37,15 @@ class Uncaptured:
         self._later.extend(found)
         self._expected.update(dict.fromkeys(found, 0))
 
-    def expects(self, key: Key) -> bool:
-        """Whether it is still to be captured in spare time. Asked often enough, it is no more: a
-        server that is never idle has none."""
-        uses = self._expected.get(key)
-        if uses is None:
-            return False
-        if uses >= _PATIENCE:
-            del self._expected[key]
-            return False
-        self._expected[key] = uses + 1
-        return True
+    def choose(self, whole: GraphKey, apart: GraphKey, captured: StepGraphs) -> GraphKey:
+        """How to run a step: as one graph, or, while that is still to be captured in spare time,
+        by its model's part, if that is captured. Not for ever: a server that is never idle has no
+        spare time."""
+        uses = self._expected.get(whole, _PATIENCE)
+        if whole in captured or apart not in captured or uses >= _PATIENCE:
+            return whole
+        self._expected[whole] = uses + 1
+        return apart
 
     def next(self, captured: StepGraphs) -> Key | None:
         """What to capture in spare time; None: nothing."""

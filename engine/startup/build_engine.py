@@ -71,17 +71,11 @@ def build_engine(
     """
     ranks_needed.refuse_too_large(config)
     if config.tensor_parallel_size == 1:
-        rank = build_rank(config, 0, World, progress, _alone, pdl=pdl)
+        rank = build_rank(config, 0, World, progress, pdl=pdl)
         return engine_over(config, rank, rank.runner, None, matchers)
     from quire.engine.startup.build_parallel import build_parallel
 
     return build_parallel(config, progress, rank_program, matchers, pdl=pdl)
-
-
-def _alone(blocks: int, fingerprint: str) -> int:
-    """The agreement of a rank that has no others: its own number of blocks."""
-    del fingerprint
-    return blocks
 
 
 def engine_over(
@@ -105,10 +99,9 @@ def engine_over(
     core = EngineCore(scheduler, runner, overlap=config.overlap, matchers=matchers)
     if matchers is not None:
         matchers.write_to(rank.runner.mask_room)
+        core.spare.append(matchers.get_ready)  # first, while nobody is likely to ask yet
     if ranks is None:  # others would have to do the same at the same time
         core.spare.append(rank.runner.use_spare_time)
-    if matchers is not None:
-        core.spare.insert(0, matchers.get_ready)  # while nobody is likely to ask yet
     info = _info(config, rank, scheduler.pool.num_usable)
     return Engine(core, info, rank.runner, rank.model.device, ranks)
 

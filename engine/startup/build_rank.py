@@ -84,13 +84,13 @@ def build_rank(
     rank: int,
     meet: Callable[[], World],
     progress: Progress,
-    agree: "Agree",
+    agree: "Agree | None" = None,
     *,
     pdl: bool | None = None,
 ) -> Rank:
     """Load, size and warm up one rank's share. meet: returns once all ranks can exchange.
     agree(blocks, fingerprint): the number of cache blocks, the null block included, that all ranks
-    have memory for. pdl: see build_engine."""
+    have memory for; None: there is one. pdl: see build_engine."""
     clock = _TimeLine()
     basis = _basis_of(config, rank, meet, pdl, clock)
     model = _new_model(basis)
@@ -214,13 +214,13 @@ def _loading(basis: _Basis, model: Model) -> Iterator[Callable[[Callable[[float]
         yield lambda report: wait(lambda done, total: report(done / max(total, 1)))
 
 
-def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree") -> KVCache:
+def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree | None") -> KVCache:
     """As many blocks as all ranks have memory for."""
     config, shape, device = basis.config, basis.shape, basis.device
     with _sized(basis):
         sizes = basis.cache_dtype, basis.max_model_len
         num_blocks = _size_cache(config, shape, model, state, *sizes)
-    if basis.world.exchange is not None:
+    if agree is not None:
         num_blocks = agree(num_blocks, model.served_fingerprint(basis.cache_dtype))
     plan = sizing.plan_of(config, shape, device, basis.dtype, num_blocks - 1)
     if basis.world.rank == 0:

@@ -63,7 +63,8 @@ def compile_for_card(
     cache = CompiledCache(_prepared(Path(knobs.cache.dir) if folder is None else folder))
     orders = dataclasses.replace(orders, cache=str(cache.folder), processes=jobs)
     known = versions()
-    new = not cache.is_whole(orders.key(known))
+    key = orders.key(known)
+    new = not cache.is_whole(key)
     if new:
         before, knobs.cache.dir = knobs.cache.dir, str(cache.folder)
         try:
@@ -71,8 +72,7 @@ def compile_for_card(
                 _compile(orders, cache, known, progress)
         finally:
             knobs.cache.dir = before
-    kernels = cache.count(orders.key(known))
-    return Outcome(kernels, new, time.monotonic() - begin, cache.folder)
+    return Outcome(cache.count(key), new, time.monotonic() - begin, cache.folder)
 
 
 def card_named(gpu: str) -> OfflineCard:

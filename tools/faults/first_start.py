@@ -140,9 +140,9 @@ FAULTS = (
     ),
     Fault(
         "a start: few rows stay two graphs where they could be one",
-        "engine/runner/runner.py",
-        "if graphs is None or whole in graphs or not self._uncaptured.expects(whole):",
-        "if graphs is None:",
+        "engine/runner/uncaptured.py",
+        "self._expected.get(whole, _PATIENCE)",
+        "self._expected.get(whole, 0)",
         (
             "tests/engine/runner/test_runner_graphs.py",
             SPARE + "few_rows_are_two_graphs_until_they_are_captured_as_one",

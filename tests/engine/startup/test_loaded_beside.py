@@ -39,7 +39,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineConfig:
 
 
 def start(config: EngineConfig) -> Rank:
-    return build_rank(config, 0, World, lambda *_: None, lambda blocks, _print: blocks)
+    return build_rank(config, 0, World, lambda *_: None)
 
 
 def targets(model: Any) -> dict[str, torch.Tensor]:
