@@ -29,10 +29,10 @@ def check(schema: Any) -> None:
             continue
         found = item.get("patternProperties")
         patterns += len(found) if isinstance(found, dict) else 0
-        _check_multiples(item)
         if id(item) not in judged:
             together = _together(item)
             judged.update(map(id, together))
+            _check_multiples(together)
             _check_names(together)
         _check_reference(item.get("$ref"))
         for name in BOUNDS:
@@ -124,12 +124,10 @@ def _as_read(value: float) -> float:
     return -scaled if sign else scaled
 
 
-def _check_multiples(schema: dict[str, Any]) -> None:
-    """Bound `multipleOf` over a schema and those that hold together with it: llguidance makes one
-    number of all of theirs."""
-    together = schema.get("allOf")
-    beside = together if isinstance(together, list) else []
-    values = [one.get("multipleOf") for one in (schema, *beside) if isinstance(one, dict)]
+def _check_multiples(together: list[dict[str, Any]]) -> None:
+    """Bound `multipleOf` over schemas that hold together: llguidance makes one number of all of
+    theirs."""
+    values = [one.get("multipleOf") for one in together]
     found = {v for v in values if isinstance(v, int | float) and not isinstance(v, bool)}
     if min(found, default=1) <= 0:
         raise ValueError(f"multipleOf: {min(found)}: must be above 0")

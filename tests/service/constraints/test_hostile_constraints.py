@@ -158,6 +158,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "constraint.json_schema",
         "multipleOf: 8.3 and 89 and 97: at most 10000",
     ),
+    "multiples that hold together inside one another": (
+        {
+            "json_schema": '{"multipleOf": 89, "allOf": '
+            '[{"multipleOf": 97, "allOf": [{"multipleOf": 103}]}]}'
+        },
+        "constraint.json_schema",
+        "multipleOf: 89 and 97 and 103: at most 10000",
+    ),
     "multiple below zero": (
         {"json_schema": '{"type": "integer", "multipleOf": -3}'},
         "constraint.json_schema",
