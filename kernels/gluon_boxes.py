@@ -3,26 +3,25 @@
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 _TYPES = {
-    torch.bfloat16: gl.bfloat16,
-    torch.float16: gl.float16,
-    torch.float8_e4m3fn: gl.float8e4nv,
+    "torch.bfloat16": gl.bfloat16,
+    "torch.float16": gl.float16,
+    "torch.float8_e4m3fn": gl.float8e4nv,
 }
 
 
 def box(data: Tensor, shape: list[int], block: list[int]) -> TensorDescriptor:
     """Of contiguous data as a matrix of `shape` [rows, columns], copied so many rows and columns at
     a time. dtypes: bfloat16, float16 and e4m3."""
-    return TensorDescriptor(data, shape, [shape[1], 1], block, _layout(*block, data.dtype))
+    return TensorDescriptor(data, shape, [shape[1], 1], block, _layout(*block, str(data.dtype)))
 
 
 @cache
-def _layout(rows: int, columns: int, dtype: torch.dtype) -> Any:
+def _layout(rows: int, columns: int, dtype: str) -> Any:
     """How a block lies in shared memory. Found once: it takes longer than the descriptor, and a
     long prompt's steps, which nothing captures, wait for their launches."""
     return gl.NVMMASharedLayout.get_default_for([rows, columns], _TYPES[dtype])

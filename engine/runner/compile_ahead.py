@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import queue
 import sysconfig
 import threading
@@ -25,7 +24,7 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.runner import compile_process, early_start
-from quire.engine.runner.compile_orders import Compiled, Orders, deciding
+from quire.engine.runner.compile_orders import Compiled, Counted, Orders, deciding, read_word
 from quire.engine.runner.compile_process import Worker
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
 from quire.kernels import support
@@ -33,10 +32,9 @@ from quire.kernels.linear.tuning import measured_card
 
 log = logging.getLogger(__name__)
 
-MAX_PROCESSES = 16
 _LIMIT = 300.0  # seconds, after which the engine compiles the rest itself
 
-Words = queue.SimpleQueue[Compiled | None]  # None: the reader's last
+Words = queue.SimpleQueue[Compiled | Counted | None]  # None: the reader's last
 
 
 class CompileAhead:
@@ -56,7 +54,7 @@ class CompileAhead:
         self._key = orders.key(versions)
         self._words: Words = queue.SimpleQueue()
         self._done: dict[str, str] = {}  # names of kernels, by their folders
-        self._kernels = 1  # at least, until it is said
+        self._kernels: int | None = None  # until it is said
         self._ended = False  # nothing more will be
         self._until = time.monotonic() + (_LIMIT if limit is None else limit)
         self.waited = 0.0  # seconds
@@ -86,7 +84,7 @@ class CompileAhead:
     def _read(self, worker: Worker) -> None:
         assert worker.stdout is not None
         for line in worker.stdout:
-            word = Compiled.read(line)
+            word = read_word(line)
             if word is not None:
                 self._words.put(word)
         self._words.put(None)
@@ -116,22 +114,25 @@ class CompileAhead:
         if done and done == self._kernels:
             self._keep(set(self._done))
         elif self._worker is not None:
-            log.warning("%d of %d kernels were compiled ahead", done, self._kernels)
+            log.warning("%d of %s kernels were compiled ahead", done, self._kernels or "all")
         return done
 
     def _take(self, name: str | None, progress: Callable[[float], None]) -> None:
         """Until a kernel is there, or, if it is not one of them, all are; or nothing comes."""
         begin = time.monotonic()
-        while len(self._done) < self._kernels and name not in self._done.values():
+        while len(self._done) != self._kernels and name not in self._done.values():
             word = self._next()
             if word is None:
                 break
-            self._kernels = word.kernels
-            self._done[word.folder] = word.name
-            progress(len(self._done) / self._kernels)
+            if isinstance(word, Counted):
+                self._kernels = word.kernels
+            else:
+                self._done[word.folder] = word.name
+            if self._kernels:
+                progress(len(self._done) / self._kernels)
         self.waited += time.monotonic() - begin
 
-    def _next(self) -> Compiled | None:
+    def _next(self) -> Compiled | Counted | None:
         """What is said next; None from when nothing is."""
         if self._worker is None or self._ended:
             return None
@@ -186,7 +187,9 @@ def begin(
     if not leads:
         return None
     orders = orders_of(config, dtype, device, pdl=pdl, exact=exact)
-    orders = dataclasses.replace(orders, cache=str(cache.folder), processes=default_processes())
+    orders = dataclasses.replace(
+        orders, cache=str(cache.folder), processes=compile_process.default_processes()
+    )
     return CompileAhead(orders, cache, versions(), early)
 
 
@@ -213,12 +216,6 @@ def _ready_to_launch() -> None:
 
     _ = driver.active.utils  # built, in C, where it is not in the cache
     early_start.digest_compiler()
-
-
-def default_processes() -> int:
-    """As many as there are cores for this process, up to a limit."""
-    known = hasattr(os, "sched_getaffinity")
-    return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, MAX_PROCESSES)
 
 
 def versions() -> str:

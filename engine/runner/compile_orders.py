@@ -1,5 +1,6 @@
 """What an engine and the processes that compile its kernels tell one another, as lines of JSON."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -81,21 +82,31 @@ class Orders:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel that is there. folder: its place in Triton's cache, a name; kernels: how many there
-    are in all shares together; name: as a launch asks for it (`offline.name_of`)."""
+    """A kernel that is there. folder: its place in Triton's cache, a name; name: as a launch asks
+    for it (`offline.name_of`)."""
 
     folder: str
-    kernels: int
     name: str
-
-    @classmethod
-    def read(cls, line: str) -> Self | None:
-        """None: the line is no such word."""
-        try:
-            return cls(**json.loads(line))
-        except (ValueError, TypeError):
-            return None
 
     def written(self) -> str:
         """One line, without its end."""
         return json.dumps(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many kernels there will be in all."""
+
+    kernels: int
+
+    def written(self) -> str:
+        """One line, without its end."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+def read_word(line: str) -> Compiled | Counted | None:
+    """What a line says; None: it is no such word."""
+    for kind in (Compiled, Counted):
+        with contextlib.suppress(ValueError, TypeError):
+            return kind(**json.loads(line))
+    return None

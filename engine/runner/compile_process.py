@@ -17,6 +17,8 @@ from quire.engine import lifeline
 
 Worker = subprocess.Popen[str]
 WORKER = (sys.executable, "-P", "-m", "quire.engine.runner.compile_main")
+DEVICES = "CUDA_VISIBLE_DEVICES"
+MAX_PROCESSES = 16
 LISTS = "quire-*.json"  # in Triton's cache folder: what engines here have needed
 
 _early: list[Worker] = []  # at most one: not asked to do anything yet
@@ -24,22 +26,23 @@ _early: list[Worker] = []  # at most one: not asked to do anything yet
 
 def start(program: Sequence[str] = WORKER, *, stderr: int = subprocess.DEVNULL) -> Worker:
     """One that waits for its orders. Call it in a thread that lives as long."""
-    without_card = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    without_card = {DEVICES: "", "OMP_NUM_THREADS": "1"}
     return lifeline.start_captured(program, stdin=subprocess.PIPE, stderr=stderr, **without_card)
 
 
-def start_early(folder: Path | None = None, program: Sequence[str] = WORKER) -> bool:
-    """Start it where no engine has left kernels; whether it was. folder: Triton's cache."""
+def start_early(options: str, folder: Path | None = None, program: Sequence[str] = WORKER) -> bool:
+    """Start it where no engine has left kernels; whether it was. options: an EngineConfig's, as
+    JSON, by which it may find a list of kernels to begin with. folder: Triton's cache."""
     try:
-        if _early or next((folder or _triton_cache()).glob(LISTS), None) is not None:
+        if _early or next((folder or triton_cache()).glob(LISTS), None) is not None:
             return False
-        _early.append(start(program))
+        _early.append(start((*program, options, os.environ.get(DEVICES, ""))))
     except OSError:  # it is started again once it has orders, where that can be told
         return False
     return True
 
 
-def _triton_cache() -> Path:
+def triton_cache() -> Path:
     """Where Triton keeps kernels, by its own rules. A user without a home has it in "~"."""
     given = os.environ.get("TRITON_CACHE_DIR")
     if given:
@@ -53,6 +56,12 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError:
         return Path("~")
+
+
+def default_processes() -> int:
+    """As many as there are cores for this process, up to a limit."""
+    known = hasattr(os, "sched_getaffinity")
+    return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, MAX_PROCESSES)
 
 
 def take_early() -> Worker | None:

@@ -4,33 +4,30 @@ Invariant: it finds what there is to compile as the engine does, by running the 
 `warm_steps`; here they run on meta tensors and over one layer, and a launch is only noted. What it
 would run is compiled then, and Triton keeps that where the engine will look for it. No GPU is ever
 touched. Its orders are a line of standard input, whose end is its own too (see lifeline); for each
-kernel it writes a line (`compile_orders.Compiled`). The work is done by forks of it, which share
-its input and output; each takes the next kernel that none has taken. The longest, for which all
-others wait, has a fork of its own before it is known what else there is: the largest step has it.
+kernel it writes a line (`compile_orders.Compiled`), and one that counts them. The work is done by
+forks of it. The longest, for which all others wait, has a fork of its own before it is known what
+else there is: the largest step has it. What `compile_listed` has begun is left to that.
 """
 
 import dataclasses
-import gc
-import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from triton import knobs
-from triton.runtime.cache import get_cache_manager
 
-from quire.engine import lifeline
 from quire.engine.model.config import ModelConfig
 from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.runner import early_start, exact_mode
-from quire.engine.runner.compile_orders import Compiled, Orders
+from quire.engine.runner import compile_process, early_start, exact_mode
+from quire.engine.runner.compile_forks import LONGEST, Tell, compile_in_forks, tell, wait_for
+from quire.engine.runner.compile_listed import Begun
+from quire.engine.runner.compile_orders import Counted, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import bounds_of, warm_steps
@@ -41,31 +38,6 @@ from quire.kernels.meta_shapes import MetaShapes
 from quire.kernels.offline import Kernel
 from quire.kernels.support import NARROW
 from quire.kernels.triton_ops import TritonOps
-
-_NUMBER = 2  # bytes
-LONGEST = ("_hopper_prefill_kernel", "_hopper_exact_kernel")  # of a large step
-SLOWEST = (  # to compile, of all kernels, by names
-    *LONGEST,
-    "_decode_kernel",
-    "_hopper_tall_kernel",
-    "_hopper_fp8_kernel",
-    "_fp8_hopper_kernel",
-    "_whole_kernel",
-    "_prefill_kernel",
-    "_count_kernel",
-    "_place_kernel",
-    "_fp8_tile_kernel",
-    "_merge_kernel",
-    "_finish_kernel",
-    "_gather_kernel",
-    "_narrow_kernel",
-    "_stacked_kernel",
-    "_skinny_kernel",
-    "_qk_norm_rope_kernel",
-    "_best_of_slice",
-    "_side_kernel",
-    "_gemv_kernel",
-)
 
 
 class Launches(Protocol):
@@ -149,94 +121,33 @@ def kernels_of(launches: Callable[[], None]) -> dict[str, Kernel]:
     return kernels
 
 
-def compile_all(orders: Orders, tell: Callable[[Compiled], None]) -> bool:
-    """Compile, in so many processes; whether each of them came to its end. tell: called there."""
+def compile_all(orders: Orders, tell: Tell, begun: Begun | None = None) -> bool:
+    """Compile, in so many processes; whether each of them came to its end. tell: called there.
+    begun: what is compiled already, or being compiled, by another."""
     if orders.cache:
         knobs.cache.dir = orders.cache
     movable_cache.use()  # as the engine does
     knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     launches = launches_of(orders)
+    same = begun is not None and orders.cache == str(compile_process.triton_cache())
+    known = begun.take() if same else frozenset()
     first = kernels_of(partial(launches, largest=True))
-    longest = [kernel for name, kernel in first.items() if name.split()[0] in LONGEST]
-    pipe = os.pipe()
-    gc.freeze()  # so that no fork copies what it only looks through
-    forked = [_fork(partial(compile_first, kernel, pipe, tell)) for kernel in longest]
+    longest = {
+        name: kernel
+        for name, kernel in first.items()
+        if name.split()[0] in LONGEST and name not in known
+    }
+    forks = compile_in_forks(longest, len(longest), tell)
     kernels = kernels_of(launches)
-    os.write(pipe[1], _in_bytes(len(kernels)) * len(longest))
-    begun = {kernel.name for kernel in longest}
-    in_order = longest + [kernels[name] for name in slowest_first(kernels.keys() - begun)]
-    work = partial(compile_some, in_order, numbers(len(longest), len(in_order)), tell)
-    gc.freeze()
-    forked += [_fork(work) for _ in range(orders.processes)]
-    lifeline.end_with_parent(sys.stdin)
-    ends = [os.waitpid(process, 0)[1] for process in forked]
-    return not any(ends)
+    tell(Counted(len(kernels.keys() | known)))
+    others = {name: kernels[name] for name in kernels.keys() - longest.keys() - known}
+    forks += compile_in_forks(others, orders.processes, tell)
+    return wait_for(forks + ([begun.process] if begun is not None else []))
 
 
-def slowest_first(names: Iterable[str]) -> list[str]:
-    """In the order to begin them: of what is begun last, the others wait for all."""
-    places = {kernel: place for place, kernel in enumerate(SLOWEST)}
-    return sorted(names, key=lambda name: places.get(name.split()[0], len(places)))
-
-
-def numbers(first: int, end: int) -> int:
-    """A pipe with the numbers from `first` to below `end`: whichever process reads one, no other
-    does."""
-    out, into = os.pipe()
-    os.write(into, b"".join(map(_in_bytes, range(first, end))))
-    os.close(into)
-    return out
-
-
-def _in_bytes(number: int) -> bytes:
-    return number.to_bytes(_NUMBER)
-
-
-def compile_first(kernel: Kernel, pipe: tuple[int, int], tell: Callable[[Compiled], None]) -> None:
-    """Compile one while others are found. pipe: whose other end will say how many there are."""
-    count, counted = pipe
-    os.close(counted)  # or nothing would end it where that is never said
-
-    def tell_how_many(word: Compiled) -> None:
-        if kernels := os.read(count, _NUMBER):
-            tell(dataclasses.replace(word, kernels=int.from_bytes(kernels)))
-
-    compile_some([kernel], numbers(0, 1), tell_how_many)
-
-
-def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Callable[[Compiled], None]) -> None:
-    """Compile those whose numbers this process is the one to read. pipe: see `numbers`."""
-    leading = {kernel.signature: kernel for kernel in reversed(kernels)}  # the first of each
-    while number := os.read(pipe, _NUMBER):
-        kernel = kernels[int.from_bytes(number)]
-        compiled = kernel.compiling()
-        if leading[kernel.signature] is kernel:
-            offline.compile_launcher(compiled)
-        folder = Path(get_cache_manager(compiled.hash).cache_dir).name
-        tell(Compiled(folder, len(kernels), kernel.name))
-
-
-def main() -> int:
+def main(begun: Begun | None = None) -> int:
     """Do what the line on standard input says."""
     early_start.digest_compiler()
     orders = Orders.read(sys.stdin.readline())
-    return int(not compile_all(orders, _tell))
-
-
-def _tell(word: Compiled) -> None:
-    """In one write, which the others' do not come between."""
-    os.write(sys.stdout.fileno(), (word.written() + "\n").encode())
-
-
-def _fork(work: Callable[[], None]) -> int:
-    """The process id of a fork that does it and ends. It is alone in it: the watch comes after."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        lifeline.end_with_parent(sys.stdin)
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
+    return int(not compile_all(orders, tell, begun))

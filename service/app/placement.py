@@ -9,6 +9,8 @@ ready at the same time. However the server ends, no process is left behind.
 """
 
 import contextlib
+import dataclasses
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -85,7 +87,7 @@ def sees_gpu(environment: Mapping[str, str], nodes: tuple[str, ...] = _GPU_NODES
 def program(settings: Settings) -> list[str]:
     """The command line of the engine's process, but for its descriptors."""
     service = settings.service
-    others = settings.engine.ranks_per_node - 1
+    options = json.dumps(dataclasses.asdict(settings.engine))
     # -P: the working directory holds no modules of ours.
     command = [sys.executable, "-P", "-m", "quire.service.app.engine_child"]
-    return [*command, service.log_format, service.log_level, settings.engine.device, str(others)]
+    return [*command, service.log_format, service.log_level, options]

@@ -49,7 +49,7 @@ def run(config: EngineConfig, gpu: str | None, out: Path | None, jobs: int | Non
         raise ConfigError(f"gpu is missing: give --gpu, one of {', '.join(SUPPORTED)}")
     if jobs is not None and not 1 <= jobs <= MAX_JOBS:
         raise ConfigError(f"jobs = {jobs}: must be 1 to {MAX_JOBS}")
-    from quire.engine.runner.compile_ahead import default_processes
+    from quire.engine.runner.compile_process import default_processes
     from quire.engine.startup.compile_for_card import compile_for_card
     from quire.service.app.progress import Progress
     from quire.service.models.resolve import resolve

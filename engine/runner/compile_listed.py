@@ -1,0 +1,130 @@
+"""A fork that compiles what a list says an engine launches, while its parent imports torch.
+
+Invariant: only the list's kernels are compiled, as launches on the machine's first GPU would ask
+for them, and only into the folder where Triton keeps them anyway. Whatever keeps that from being
+done (another version of Triton, no list, no driver, no room) leaves all to the parent. The fork is
+done before torch would be imported, so it has a placeholder for it; the driver is asked by a
+process of its own, since a process that compiles has nothing to do with a GPU.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import traceback
+from dataclasses import dataclass
+from typing import NoReturn
+
+from quire.engine.config import EngineConfig
+from quire.engine.runner import compile_process, listed
+from quire.kernels.cards import OfflineCard
+
+_IMPORTING = 2  # processes, each of which has a core for itself: the engine's and the parent
+_MAJOR, _MINOR, _SHARED = 75, 76, 97  # CUdevice_attribute: compute capability, bytes a program
+_NAME = 100  # bytes
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a fork compiles. process: its id. names: the read end of a pipe."""
+
+    process: int
+    names: int
+
+    def take(self) -> frozenset[str]:
+        """The names of its kernels (`offline.name_of`), once it knows them. Once."""
+        with os.fdopen(self.names, encoding="utf-8") as names:
+            return frozenset(names.read().splitlines())
+
+
+def begin(options: str, devices: str) -> Begun | None:
+    """Fork it; None where no list has the engine's kernels. options: an EngineConfig's, as JSON.
+    devices: CUDA_VISIBLE_DEVICES as the engine has it, if it has. Without heavy imports."""
+    model = listed.model_of(EngineConfig(**json.loads(options)))
+    if not model:
+        return None
+    out, into = os.pipe()
+    process = os.fork()
+    if not process:
+        os.close(out)
+        _live(model, devices, into)
+    os.close(into)
+    return Begun(process, out)
+
+
+def _live(model: str, devices: str, names: int) -> NoReturn:
+    try:
+        _compile(model, devices, names)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _compile(model: str, devices: str, names: int) -> None:
+    answer = _asked(devices)
+    from quire.kernels import without_torch
+
+    without_torch.begin()
+    from triton import __version__, knobs
+
+    from quire.engine.runner import compile_forks
+    from quire.kernels import launch_list, movable_cache, offline, sealed, steady_keys, support
+
+    assert steady_keys, "before any kernel is named"
+    folder = compile_process.triton_cache()
+    sealed.probe(folder)
+    movable_cache.use()  # as the engine does
+    knobs.cache.dir = str(folder)
+    knobs.compilation.store_binary_only = True
+    offline.digest_compiler()
+    card = _read_card(answer)
+    launches = listed.read(model, card.name) if __version__ in support.HOPPER_TRITON else []
+    offline.compile_for(card)
+    with offline.noted() as kernels:
+        for launch in launches:
+            launch_list.launch(launch)
+    gc.enable()
+    with os.fdopen(names, "w", encoding="utf-8") as told:
+        told.write("\n".join(kernels))
+    processes = max(1, compile_process.default_processes() - _IMPORTING)
+    forks = compile_forks.compile_in_forks(kernels, processes, compile_forks.tell)
+    compile_forks.wait_for(forks)
+
+
+def _asked(devices: str) -> int:
+    """What a process will be told by the driver of the first GPU, as JSON; the read end of a
+    pipe."""
+    out, into = os.pipe()
+    if os.fork():
+        os.close(into)
+        return out
+    try:
+        if devices:
+            os.environ[compile_process.DEVICES] = devices
+        else:
+            del os.environ[compile_process.DEVICES]
+        os.write(into, json.dumps(_ask_driver()).encode())
+    finally:
+        os._exit(0)
+
+
+def _ask_driver() -> tuple[str, list[int]]:
+    """Name of the first GPU, and what `_MAJOR` and so on stand for. Raises OSError."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    name, number = ctypes.create_string_buffer(_NAME), ctypes.c_int()
+    driver.cuInit(0)
+    driver.cuDeviceGetName(name, _NAME, 0)
+    numbers = []
+    for attribute in (_MAJOR, _MINOR, _SHARED):
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0)
+        numbers.append(number.value)
+    return name.value.decode(), numbers
+
+
+def _read_card(answer: int) -> OfflineCard:
+    """Raises ValueError where the driver has told nothing."""
+    with os.fdopen(answer) as told:
+        name, (major, minor, shared) = json.load(told)
+    return OfflineCard(10 * major + minor, shared, name)
