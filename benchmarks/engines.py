@@ -55,6 +55,8 @@ class QuireEngine:
         self.engine = build_engine(
             self.config, lambda _stage, _share: None, pdl=pdl, rank_program=Program(rank)
         )
+        while self.engine.core.use_spare_time():  # as a server does before its first call
+            pass
         garbage.freeze()  # as the server does
         self._key = 0
 
