@@ -32,7 +32,7 @@ _HARDLY_DECIDE = {  # kernels; `quantization` is in the model's configuration
 
 def model_of(config: EngineConfig) -> str:
     """The listed model whose kernels an engine launches; nothing where no list has them."""
-    usual = config.exact == "auto" and config.dtype in ("auto", "bfloat16")
+    usual = config.exact != "on" and config.dtype in ("auto", "bfloat16")
     if not usual or _options(config) != _options(EngineConfig()):
         return ""
     try:
