@@ -9,6 +9,7 @@ HEAD = "tests/engine/runner/test_early_start.py::test_"
 LOADED = "tests/engine/startup/test_loaded_beside.py::test_"
 SPARE = "tests/engine/runner/test_spare_time.py::test_"
 BESIDE = "tests/engine/startup/test_sized_beside.py::test_"
+LISTED = "tests/engine/runner/test_listed.py::test_"
 FOR_CARD = "tests/engine/startup/test_compile_for_card.py::test_"
 
 FAULTS = (
@@ -207,23 +208,23 @@ FAULTS = (
     ),
     Fault(
         "first start: every process compiles everything",
-        "engine/runner/compile_worker.py",
+        "engine/runner/compile_forks.py",
         "[_fork(work) for",
-        "[_fork(partial(compile_some, in_order, numbers(0, len(in_order)), tell)) for",
+        "[_fork(partial(compile_some, in_order, numbers(len(in_order)), tell)) for",
         (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
     ),
     Fault(
         "first start: the longest kernel is begun when all are known",
         "engine/runner/compile_worker.py",
-        "in first.items() if name.split()[0] in LONGEST]",
-        "in first.items() if name in LONGEST]",
+        "        if name.split()[0] in LONGEST and",
+        "        if name in LONGEST and",
         (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
     ),
     Fault(
         "first start: a kernel that is begun before the others is compiled once more",
         "engine/runner/compile_worker.py",
-        "numbers(len(longest), len(in_order))",
-        "numbers(0, len(in_order))",
+        "kernels.keys() - longest.keys() - known}",
+        "kernels.keys() - known}",
         (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
     ),
     Fault(
@@ -235,7 +236,7 @@ FAULTS = (
     ),
     Fault(
         "first start: the slowest kernels are compiled last",
-        "engine/runner/compile_worker.py",
+        "engine/runner/compile_forks.py",
         "places.get(name.split()[0], len(places))",
         "-places.get(name.split()[0], len(places))",
         (AHEAD + "a_number_is_read_by_one_process_and_the_slowest_kernels_have_the_first",),
@@ -249,10 +250,38 @@ FAULTS = (
     ),
     Fault(
         "first start: forks outlive the engine",
-        "engine/runner/compile_worker.py",
+        "engine/runner/compile_forks.py",
         "        lifeline.end_with_parent(sys.stdin)\n        work",
         "        work",
         (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
+    ),
+    Fault(
+        "first start: what is compiled from a list is compiled once more",
+        "engine/runner/compile_worker.py",
+        "kernels.keys() - longest.keys() - known}",
+        "kernels.keys() - longest.keys()}",
+        (LISTED + "what_is_listed_is_compiled_by_the_fork_and_the_rest_by_its_parent",),
+    ),
+    Fault(
+        "first start: kernels of a list count for nothing",
+        "engine/runner/compile_worker.py",
+        "tell(Counted(len(kernels.keys() | known)))",
+        "tell(Counted(len(kernels.keys() - known)))",
+        (LISTED + "what_is_listed_is_compiled_by_the_fork_and_the_rest_by_its_parent",),
+    ),
+    Fault(
+        "first start: a launch is written down as another",
+        "kernels/launch_list.py",
+        'unaligned = "?" if value.data_ptr() % _ALIGNED else ""',
+        'unaligned = ""',
+        (LISTED + "the_lists_hold_what_engines_launch_under_the_same_names",),
+    ),
+    Fault(
+        "first start: a list is taken for an engine of other options",
+        "engine/runner/listed.py",
+        "    if not usual or _options(config) != _options(EngineConfig()):\n",
+        "    if not usual:\n",
+        (LISTED + "no_list_is_taken_for_what_launches_other_kernels",),
     ),
     Fault(
         "first start: what attention launches for short prompts beside a long one is not warm",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from quire.engine.errors import RankError
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.runner import compile_ahead, compile_process
 from quire.engine.runner.compile_ahead import CompileAhead
-from quire.engine.runner.compile_orders import Compiled, Orders
+from quire.engine.runner.compile_orders import Compiled, Counted, Orders, read_word
 from quire.engine.runner.compiled_cache import CompiledCache
 from quire.engine.startup.build_rank import build_rank
 
@@ -40,12 +40,14 @@ WORKER = f"""
 import json, os, pathlib, sys
 orders = json.loads(sys.stdin.readline())
 for number in range({KERNELS}):
+    if number == 1:
+        print(json.dumps({{"kernels": {KERNELS}}}), flush=True)
     folder = pathlib.Path(orders["cache"], f"K{{number}}")
     folder.mkdir(exist_ok=True)
     (folder / "kernel.cubin").write_text(str(number))
     print("noise of a library", flush=True)
     os.write(1, b"that is no text: \\xff\\n")
-    word = {{"folder": folder.name, "kernels": {KERNELS}, "name": f"kernel {{number}}"}}
+    word = {{"folder": folder.name, "name": f"kernel {{number}}"}}
     print(json.dumps(word), flush=True)
 sys.stdin.read()
 """
@@ -76,7 +78,7 @@ def test_all_that_is_told_is_kept_and_the_next_start_has_nothing_to_do(
     "fault",
     [
         "import os; os._exit(3)",
-        WORKER.replace("print(json", "if number == 2: raise SystemExit\n    print(json"),
+        WORKER.replace("    word =", "    if number == 2: raise SystemExit\n    word ="),
     ],
 )
 def test_what_a_process_that_dies_has_not_done_is_said_and_not_waited_for(
@@ -99,11 +101,11 @@ def test_a_launch_waits_for_its_own_kernel_and_one_that_is_not_known_for_all(
     first, kernel = ahead(tmp_path), SimpleNamespace(name="kernel")
     with first.awaited(seen.append):
         assert not knobs.runtime.jit_cache_hook(key="2", fn=kernel, device=0), "it is launched"
-        assert len(seen) == 3
+        assert seen == [1 / KERNELS, 2 / KERNELS, 3 / KERNELS], "of the first they are not counted"
         knobs.runtime.jit_cache_hook(key="0", fn=kernel)
         assert len(seen) == 3
         knobs.runtime.jit_cache_hook(key="another", fn=kernel)
-        assert len(seen) == KERNELS
+        assert seen[-1] == 1
     assert knobs.runtime.jit_cache_hook is None and first.waited > 0
     assert first.wait(seen.append) == KERNELS and not ahead(tmp_path).at_work
 
@@ -125,14 +127,14 @@ def test_one_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_process_is_started_early_only_where_no_engine_was_before(tmp_path: Path) -> None:
     program = (sys.executable, "-c", WORKER)
-    assert compile_process.start_early(tmp_path, program)
-    assert not compile_process.start_early(tmp_path, program), "one is enough"
+    assert compile_process.start_early("{}", tmp_path, program)
+    assert not compile_process.start_early("{}", tmp_path, program), "one is enough"
     worker = compile_process.take_early()
     assert worker is not None and compile_process.take_early() is None
     orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
     first = CompileAhead(orders, CompiledCache(tmp_path), "version 1", worker)
     assert first.wait(lambda _share: None) == KERNELS
-    assert not compile_process.start_early(tmp_path, program)
+    assert not compile_process.start_early("{}", tmp_path, program)
 
 
 def test_a_process_that_was_started_in_vain_is_ended(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_process_that_was_started_in_vain_is_ended(tmp_path: Path) -> None:
     orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
     assert not CompileAhead(orders, CompiledCache(tmp_path), "version 1", vain).at_work
     assert vain.returncode is not None
-    assert compile_process.start_early(tmp_path / "new", (sys.executable, "-c", WORKER))
+    assert compile_process.start_early("{}", tmp_path / "new", (sys.executable, "-c", WORKER))
     (early,) = compile_process._early
     assert compile_ahead.begin(CONFIG, torch.float32, torch.device("cpu"), pdl=False) is None
     assert early.returncode is not None and not compile_process._early
@@ -151,7 +153,7 @@ def test_what_keeps_it_from_starting_keeps_no_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = (str(tmp_path / "none"),)
-    assert not compile_process.start_early(tmp_path, gone)
+    assert not compile_process.start_early("{}", tmp_path, gone)
     monkeypatch.setattr(compile_process.start, "__defaults__", (gone,))
     ahead = CompileAhead(ORDERS, CompiledCache(tmp_path), "version 1")
     assert not ahead.at_work and ahead.wait(lambda _share: None) == 0
@@ -182,7 +184,7 @@ def test_a_user_without_a_home_starts_early_all_the_same(
     monkeypatch.setattr("pwd.getpwuid", nobody)
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert compile_process.start_early(program=(sys.executable, "-c", WORKER))
+        assert compile_process.start_early("{}", program=(sys.executable, "-c", WORKER))
         early = compile_process.take_early()
         assert early is not None
         compile_process.end(early)
@@ -190,14 +192,14 @@ def test_a_user_without_a_home_starts_early_all_the_same(
     cache = tmp_path / "elsewhere" / ".triton" / "cache"
     cache.mkdir(parents=True)
     (cache / "quire-key.json").touch()
-    assert not compile_process.start_early(program=(sys.executable, "-c", WORKER))
+    assert not compile_process.start_early("{}", program=(sys.executable, "-c", WORKER))
 
 
 def test_a_word_is_read_or_is_none() -> None:
-    word = Compiled("FOLDER", 7, "_kernel key")
-    assert Compiled.read(word.written()) == word
+    for word in (Compiled("FOLDER", "_kernel key"), Counted(7)):
+        assert read_word(word.written()) == word
     for line in ("", "{", "7", "[]", "{}", '{"folder": "a"}'):
-        assert Compiled.read(line) is None
+        assert read_word(line) is None
     assert Orders.read(ORDERS.written()) == ORDERS and ORDERS.config == CONFIG
 
 
@@ -267,11 +269,13 @@ def test_forks_compile_each_kernel_once_and_find_it_the_next_time(
     for _ in range(2):
         with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
             assert process.stdout is not None
-            words = [Compiled.read(line) for line in process.stdout]
+            words = [read_word(line) for line in process.stdout]
             assert process.wait(PATIENCE) == 0
-        told.append(sorted(word.folder for word in words if word is not None))
-        assert len(told[-1]) == len(words) == len(set(told[-1])) > 1
-        assert {word.kernels for word in words if word is not None} == {len(words)}
+        told.append(sorted(word.folder for word in words if isinstance(word, Compiled)))
+        assert len(told[-1]) == len(set(told[-1])) > 1
+        assert [word for word in words if not isinstance(word, Compiled)] == [
+            Counted(len(told[-1]))
+        ]
     assert told[0] == told[1]
     assert len(list(tmp_path.glob("*/*.cubin"))) == len(told[0])
     assert not list(tmp_path.glob("*/*.ttgir")), "more than what is launched"
@@ -289,7 +293,8 @@ def test_forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it(
         "        os.kill(os.getpid(), number)\n"
         "    print('here', flush=True)\n"
         "    while True: time.sleep(1)\n"
-        "compile_worker.compile_some = stay"
+        "from quire.engine.runner import compile_forks\n"
+        "compile_forks.compile_some = stay"
     )
     with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -319,9 +324,9 @@ def run_python(program: list[str], orders: Orders, folder: Path) -> str:
 
 def test_a_number_is_read_by_one_process_and_the_slowest_kernels_have_the_first() -> None:
     pytest.importorskip("triton")
-    from quire.engine.runner.compile_worker import SLOWEST, numbers, slowest_first
+    from quire.engine.runner.compile_forks import SLOWEST, numbers, slowest_first
 
-    pipe = numbers(0, 300)
+    pipe = numbers(300)
     fork = os.fork()
     if not fork:
         os._exit(int.from_bytes(os.read(pipe, 2)))
@@ -340,7 +345,7 @@ def test_what_launches_kernels_is_built_once_for_all_of_a_signature(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("triton")
-    from quire.engine.runner import compile_worker
+    from quire.engine.runner import compile_forks
     from quire.kernels import offline
 
     made = [SimpleNamespace(hash=digit * 64) for digit in "abcd"]
@@ -350,10 +355,10 @@ def test_what_launches_kernels_is_built_once_for_all_of_a_signature(
         for one, signature in zip(made, signatures, strict=True)
     ]
     built: list[object] = []
-    told: list[Compiled] = []
+    told: list[Any] = []
     monkeypatch.setattr(offline, "compile_launcher", built.append)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compile_worker.compile_some(kernels, compile_worker.numbers(0, len(kernels)), told.append)
+    compile_forks.compile_some(kernels, compile_forks.numbers(len(kernels)), told.append)
     assert built == made[:2]
     assert len({word.folder for word in told}) == len(told) == 4
 

@@ -1,0 +1,284 @@
+"""Lists of launches, from which a first start compiles before torch is there."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.patience import PATIENCE
+
+from quire.engine.config import EngineConfig
+from quire.engine.model.config import ModelConfig
+from quire.engine.runner import compile_listed, listed
+from quire.engine.runner.compile_orders import Compiled, Counted, Orders, deciding, read_word
+from quire.engine.weights.random import hf_config
+from quire.kernels.cards import KNOWN
+
+H200 = KNOWN["h200"]
+CARDS = ("h100", "h200")
+
+
+def without_interpreter(**more: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | more
+
+
+def run_python(code: str, *arguments: str, **environment: str) -> Any:
+    """The JSON that a program prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        env=without_interpreter(**environment),
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# ------------------------------------------------------------ what the lists hold
+
+# For each model: the names of what an engine launches, and of what the list has.
+LAUNCHED = """
+import json, sys
+import torch
+from quire.engine.config import EngineConfig
+from quire.engine.runner.compile_ahead import orders_of
+from quire.engine.runner.compile_worker import kernels_of, launches_of
+from quire.kernels import offline
+from quire.kernels.cards import KNOWN
+offline.compile_for(KNOWN[sys.argv[1]])
+found = {}
+for model in sys.argv[2:]:
+    config, meta = EngineConfig(model=f"random:{model}"), torch.device("meta")
+    orders = orders_of(config, torch.bfloat16, meta, pdl=True, exact=False)
+    found[model] = sorted(kernels_of(launches_of(orders)))
+print(json.dumps(found))
+"""
+LISTED = """
+import json, sys
+from quire.kernels import without_torch
+without_torch.begin()
+from quire.engine.runner import listed
+from quire.kernels import launch_list, offline, steady_keys
+from quire.kernels.cards import KNOWN
+card = KNOWN[sys.argv[1]]
+offline.compile_for(card)
+found = {}
+for model in sys.argv[2:]:
+    with offline.noted() as kernels:
+        for launch in listed.read(model, card.name):
+            launch_list.launch(launch)
+    found[model] = sorted(kernels)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_lists_hold_what_engines_launch_under_the_same_names(card: str) -> None:
+    """If this fails, write them anew: tools/list_launches.py."""
+    triton = pytest.importorskip("triton")
+    from quire.kernels.support import HOPPER_TRITON
+
+    if triton.__version__ not in HOPPER_TRITON:
+        pytest.skip("the lists are of Gluon's kernels too")
+    models = listed.MODELS[CARDS.index(card) :: len(CARDS)]  # each of them on one card
+    assert run_python(LISTED, card, *models) == run_python(LAUNCHED, card, *models)
+
+
+def test_a_list_is_of_each_model_and_of_every_name_of_a_chip() -> None:
+    for name in ("NVIDIA H200", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3"):
+        assert all(len(listed.read(model, name)) > 50 for model in listed.MODELS)
+    assert not listed.read("8B", "NVIDIA L4") and not listed.read("9B", "NVIDIA H200")
+
+
+def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listed, "FOLDER", tmp_path)
+    one = ["state.state:_a", ["*int32?", None, 7], {"PDL": True, "num_warps": 4}]
+    other = ["state.state:_a", ["*int32", 1.5, 7], {"PDL": False}]
+    listed.write("NVIDIA X1 80GB", {"0.6B": [one, other], "8B": [one]})
+    assert sorted(listed.read("0.6B", "NVIDIA X1 PCIe"), key=str) == sorted([one, other], key=str)
+    assert listed.read("8B", "NVIDIA X1") == [one]
+    assert (tmp_path / "nvidia-x1.json").read_text().count("int32") == 2, "one line for both"
+
+
+# ------------------------------------------------------------ whose list it is
+
+
+def published(folder: Path, name: str, **changes: Any) -> str:
+    """A directory with the configuration of a published model."""
+    import torch
+
+    written = hf_config(ModelConfig.named_shape(name), torch.bfloat16)
+    (folder / "config.json").write_text(json.dumps(written | changes))
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["0.6B", "32B", "30B-A3B"])
+def test_a_published_model_is_known_by_its_configuration(tmp_path: Path, name: str) -> None:
+    rope = {"rope_type": "default", "rope_theta": 5e6}
+    model = published(tmp_path, name, rope_parameters=rope, eos_token_id=7, initializer_range=0.1)
+    assert listed.model_of(EngineConfig(model=model)) == name
+    sizes = {"max_num_seqs": 64, "max_num_batched_tokens": 4096, "max_model_len": 4096}
+    assert listed.model_of(EngineConfig(model=model, exact="off", **sizes)) == name
+    in_fp8 = listed.model_of(EngineConfig(model=model, quantization="fp8"))
+    assert in_fp8 == (f"{name}-fp8" if f"{name}-fp8" in listed.MODELS else "")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "random:tiny"},
+        {"model": "Qwen/Qwen3-8B"},
+        {"dtype": "float16"},
+        {"exact": "on"},
+        {"kv_cache_dtype": "fp8"},
+        {"block_size": 32},
+        {"tensor_parallel_size": 2},
+    ],
+    ids=str,
+)
+def test_no_list_is_taken_for_what_launches_other_kernels(options: dict[str, Any]) -> None:
+    assert listed.model_of(EngineConfig(**({"model": "random:8B"} | options))) == ""
+
+
+# ------------------------------------------------------------ the fork that compiles from it
+
+# A few light kernels stand for all of them. {change}: to the list, to the driver.
+WORK = """
+import sys
+from quire.engine.runner import compile_listed, compile_main, listed
+whole, begin = listed.read, compile_listed.begin
+light = ["_advance_kernel", "_copy_kernel"]
+def few(model, card):
+    return [one for one in whole(model, card) if one[0].split(":")[1] in light]
+def begin_few(*arguments):
+    begun = begin(*arguments)
+    from quire.engine.runner import compile_worker
+    found = compile_worker.kernels_of
+    def noted(launches):
+        kernels = found(launches)
+        light.append("_mask_stop_kernel")
+        return {name: kernel for name, kernel in kernels.items() if name.split()[0] in light}
+    compile_worker.kernels_of = noted
+    return begun
+listed.read, compile_listed.begin = few, begin_few
+compile_listed._ask_driver = lambda: ("NVIDIA H200", [9, 0, 232448])
+CHANGE
+sys.exit(compile_main.main())
+"""
+OPTIONS = json.dumps(dataclasses.asdict(EngineConfig(model="random:0.6B")))
+
+
+@contextlib.contextmanager
+def worker(
+    folder: Path, change: str = "", options: str = OPTIONS
+) -> Iterator["subprocess.Popen[str]"]:
+    """The process, with orders that follow at once."""
+    pytest.importorskip("triton")
+    config = EngineConfig(model="random:0.6B")
+    orders = Orders(
+        deciding(config),
+        "bfloat16",
+        H200.arch,
+        H200.shared,
+        H200.name,
+        pdl=True,
+        cache=str(folder),
+        processes=1,
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", WORK.replace("CHANGE", change), options, ""],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=without_interpreter(TRITON_CACHE_DIR=str(folder), CUDA_VISIBLE_DEVICES=""),
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(orders.written() + "\n")
+        process.stdin.flush()
+        yield process
+
+
+def words(process: "subprocess.Popen[str]") -> tuple[list[Compiled], int]:
+    assert process.stdout is not None and process.stderr is not None
+    read = [read_word(line) for line in process.stdout]
+    (count,) = (word.kernels for word in read if isinstance(word, Counted))
+    process.wait(PATIENCE)
+    return [word for word in read if isinstance(word, Compiled)], count
+
+
+def test_what_is_listed_is_compiled_by_the_fork_and_the_rest_by_its_parent(tmp_path: Path) -> None:
+    """And each once: the parent's own processes begin with what the list lacks."""
+    with worker(tmp_path) as process:
+        told, count = words(process)
+        assert process.returncode == 0
+    names = [word.name for word in told]
+    assert len(set(names)) == len(names) == count
+    assert {name.split()[0] for name in names} == {
+        "_advance_kernel",
+        "_copy_kernel",
+        "_mask_stop_kernel",
+    }
+    compiled = {path.parent.name for path in tmp_path.glob("*/*.cubin")}
+    assert compiled == {word.folder for word in told}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "def gone(): raise OSError('no libcuda.so.1')\ncompile_listed._ask_driver = gone",
+        pytest.param(
+            "compile_listed._ask_driver = lambda: ('NVIDIA L4', [8, 9, 101376])",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "from quire.kernels import sealed\n"
+            "def full(_): raise OSError('full')\n"
+            "sealed.probe = full",
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["no-driver", "no-list", "no-room"],
+)
+def test_without_the_list_the_parent_compiles_all(tmp_path: Path, change: str) -> None:
+    with worker(tmp_path, change) as process:
+        told, count = words(process)
+    assert len({word.name for word in told}) == len(told) == count > 2
+
+
+@pytest.mark.long
+def test_a_kernel_that_the_list_has_in_vain_does_no_harm(tmp_path: Path) -> None:
+    change = "light.append('_best_of_row')"
+    with worker(tmp_path, change) as process:
+        told, count = words(process)
+        assert process.returncode == 0
+    assert len({word.name for word in told}) == len(told) == count
+
+
+def test_an_engine_of_no_list_has_no_fork() -> None:
+    other = json.dumps(dataclasses.asdict(EngineConfig(model="random:tiny")))
+    assert compile_listed.begin(other, "") is None
+
+
+def test_torch_is_a_placeholder_of_nothing_else() -> None:
+    code = """if True:
+        import json, sys
+        from quire.kernels import without_torch
+        without_torch.begin()
+        import torch.nn.functional as F
+        from torch import Tensor, float32
+        name = Tensor | None
+        try:
+            without_torch.begin()
+        except RuntimeError as error:
+            print(json.dumps([str(error), "numpy" in sys.modules]))
+    """
+    assert run_python(code) == ["torch is loaded already", False]
