@@ -33,7 +33,7 @@ class _Nothing:
 
 class _Module(ModuleType):
     def __getattr__(self, name: str) -> _Nothing:
-        return getattr(_Nothing(), name)
+        return _Nothing().__getattr__(name)
 
 
 class _Finder(MetaPathFinder, Loader):

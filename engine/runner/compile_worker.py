@@ -130,8 +130,9 @@ def compile_all(orders: Orders, tell: Tell, begun: Begun | None = None) -> bool:
     knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     launches = launches_of(orders)
-    same = begun is not None and orders.cache == str(compile_process.triton_cache())
-    known = begun.take() if same else frozenset()
+    known: frozenset[str] = frozenset()
+    if begun is not None and orders.cache == str(compile_process.triton_cache()):
+        known = begun.take()
     first = kernels_of(partial(launches, largest=True))
     longest = {
         name: kernel

@@ -298,7 +298,8 @@ def test_forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it(
     )
     with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
         assert process.stdin is not None and process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["here\n"] * 2
+        counted, *here = [process.stdout.readline() for _ in range(3)]
+        assert read_word(counted) is not None and here == ["here\n"] * 2
         process.kill()
         process.stdin.close()
         # Its other end the forks hold too.
