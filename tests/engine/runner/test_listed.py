@@ -51,14 +51,20 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.runner.compile_ahead import orders_of
 from quire.engine.runner.compile_worker import kernels_of, launches_of
-from quire.kernels import offline
+from quire.kernels import launch_list, offline
 from quire.kernels.cards import KNOWN
 offline.compile_for(KNOWN[sys.argv[1]])
 found = {}
 for model in sys.argv[2:]:
     config, meta = EngineConfig(model=f"random:{model}"), torch.device("meta")
     orders = orders_of(config, torch.bfloat16, meta, pdl=True, exact=False)
-    found[model] = sorted(kernels_of(launches_of(orders)))
+    kernels = kernels_of(launches_of(orders))
+    written = json.dumps([launch_list.written(kernel.compiling) for kernel in kernels.values()])
+    with offline.noted() as read:
+        for launch in json.loads(written):
+            launch_list.launch(launch)
+    assert read.keys() == kernels.keys(), "what is written is read as another"
+    found[model] = sorted(kernels)
 print(json.dumps(found))
 """
 LISTED = """
