@@ -8,12 +8,10 @@ cores: what takes long on many cores is to load torch on each.
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
 import queue
-import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +22,14 @@ import torch
 
 from quire.engine.config import EngineConfig
 from quire.engine.runner import compile_process, early_start
-from quire.engine.runner.compile_orders import Compiled, Counted, Orders, deciding, read_word
+from quire.engine.runner.compile_orders import (
+    Compiled,
+    Counted,
+    Orders,
+    deciding,
+    read_word,
+    versions,
+)
 from quire.engine.runner.compile_process import Worker
 from quire.engine.runner.compiled_cache import CompiledCache, writable_cache
 from quire.kernels import support
@@ -61,7 +66,9 @@ class CompileAhead:
         self._worker: Worker | None = None
         if not cache.is_whole(self._key):
             try:
-                self._worker = early or compile_process.start()
+                if early is None or early.poll() is not None:
+                    early = compile_process.start()
+                self._worker = early
             except OSError as error:
                 log.warning("no process could be started to compile kernels ahead: %s", error)
                 return
@@ -216,14 +223,3 @@ def _ready_to_launch() -> None:
 
     _ = driver.active.utils  # built, in C, where it is not in the cache
     early_start.digest_compiler()
-
-
-def versions() -> str:
-    """Of all that decides a kernel's code beside the orders: packages, and the sources here; and
-    of Python, for which launchers are built."""
-    digest = hashlib.sha256()
-    for root in (Path(support.__file__).parent, Path(__file__).parents[1]):
-        for file in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
-            digest.update(file.read_bytes())
-    packages = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton")]
-    return " ".join([*packages, f"{sysconfig.get_config_var('SOABI')}", digest.hexdigest()])

@@ -7,6 +7,7 @@ done before torch would be imported, so it has a placeholder for it; the driver 
 process of its own, since a process that compiles has nothing to do with a GPU.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from quire.engine.config import EngineConfig
+from quire.engine.errors import ConfigError
 from quire.engine.runner import compile_process, listed
+from quire.engine.runner.compile_orders import family, versions
 from quire.kernels.cards import OfflineCard
 
-_IMPORTING = 2  # processes, each of which has a core for itself: the engine's and the parent
+_IMPORTING = 3  # processes that have a core for themselves: the server, its engine, the parent
 _MAJOR, _MINOR, _SHARED = 75, 76, 97  # CUdevice_attribute: compute capability, bytes a program
 _NAME = 100  # bytes
 
@@ -37,10 +40,19 @@ class Begun:
             return frozenset(names.read().splitlines())
 
 
-def begin(options: str, devices: str) -> Begun | None:
-    """Fork it; None where no list has the engine's kernels. options: an EngineConfig's, as JSON.
-    devices: CUDA_VISIBLE_DEVICES as the engine has it, if it has. Without heavy imports."""
-    model = listed.model_of(EngineConfig(**json.loads(options)))
+def were_compiled(config: EngineConfig) -> bool:
+    """Whether an engine has left kernels for others of these options, as far as can be told before
+    the card is known; or, of a model whose configuration is not, any kernels."""
+    lists = compile_process.LISTS
+    with contextlib.suppress(ConfigError, OSError):
+        lists = lists.replace("*", f"{family(config, versions())}-*")
+    return next(compile_process.triton_cache().glob(lists), None) is not None
+
+
+def begin(config: EngineConfig, devices: str) -> Begun | None:
+    """Fork it; None where no list has the engine's kernels. devices: CUDA_VISIBLE_DEVICES as the
+    engine has it, if it has. Without heavy imports."""
+    model = listed.model_of(config)
     if not model:
         return None
     out, into = os.pipe()

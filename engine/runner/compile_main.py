@@ -2,20 +2,29 @@
 
     python -m quire.engine.runner.compile_main [OPTIONS DEVICES]
 
-Invariant: what it is to do it reads from standard input (see compile_worker). OPTIONS and DEVICES
-say what may be begun before that (see compile_listed).
+Invariant: what it is to do it reads from standard input (see compile_worker). OPTIONS, an
+EngineConfig's as JSON, and DEVICES say what may be begun before that, or that nothing is to be done
+(see compile_listed).
 """
 
 import gc
+import json
 import sys
 
+from quire.engine.config import EngineConfig
 from quire.engine.runner import compile_listed, early_start
 
 
 def main() -> int:
     """As compile_worker, of whose imports collections would take a fifth."""
     gc.disable()
-    begun = compile_listed.begin(*sys.argv[1:]) if sys.argv[1:] else None
+    begun = None
+    if sys.argv[1:]:
+        options, devices = sys.argv[1:]
+        config = EngineConfig(**json.loads(options))
+        if compile_listed.were_compiled(config):
+            return 0
+        begun = compile_listed.begin(config, devices)
     early_start.start_digest()
     from quire.engine.runner import compile_worker
 

@@ -3,14 +3,18 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from quire.engine.config import EngineConfig
 from quire.engine.model.config import GenerationDefaults, ModelConfig
 from quire.engine.model.load_config import model_config
 
+_FAMILY = 16  # hex digits
 DECIDING = (  # options from which kernels follow, beside those that the orders have resolved
     "model",
     "max_num_seqs",
@@ -61,23 +65,51 @@ class Orders:
 
     @property
     def shape(self) -> ModelConfig:
-        """The model, but for what decides no kernel: how it is sampled and where it ends, and
-        whether the embedding stands in a head's place, for which a checkpoint's weights are asked.
-        """
-        return dataclasses.replace(
-            model_config(self.config),
-            eos_token_ids=(),
-            generation=GenerationDefaults(),
-            embeds_only=False,
-            tie_word_embeddings=False,
-        )
+        """Of the model (`shape_of`)."""
+        return shape_of(self.config)
 
     def key(self, versions: str) -> str:
-        """Names the work, whoever does it, and wherever the model is. versions: of whatever else
-        decides the code. Raises ConfigError."""
+        """Names the work, whoever does it, and wherever the model is; begins with its `family`.
+        versions: of whatever else decides the code. Raises ConfigError."""
         options = self.options | {"model": repr(self.shape)}
         whole = dataclasses.replace(self, options=options, cache="", processes=1).written()
-        return hashlib.sha256((versions + whole).encode()).hexdigest()
+        return f"{family(self.config, versions)}-{_digest(versions + whole)}"
+
+
+def shape_of(config: EngineConfig) -> ModelConfig:
+    """The model, but for what decides no kernel: how it is sampled and where it ends, and whether
+    the embedding stands in a head's place, for which a checkpoint's weights are asked. Raises
+    ConfigError."""
+    return dataclasses.replace(
+        model_config(config),
+        eos_token_ids=(),
+        generation=GenerationDefaults(),
+        embeds_only=False,
+        tie_word_embeddings=False,
+    )
+
+
+def family(config: EngineConfig, versions: str) -> str:
+    """Names what of the work is known before the card is, and the data types that follow from it.
+    Raises ConfigError."""
+    options = deciding(config) | {"model": repr(shape_of(config))}
+    return _digest(versions + json.dumps(options))[:_FAMILY]
+
+
+def versions() -> str:
+    """Of all that decides a kernel's code beside the orders: packages, and the sources here; and
+    of Python, for which launchers are built."""
+    digest = hashlib.sha256()
+    engine = Path(__file__).parents[1]
+    for root in (engine.with_name("kernels"), engine):
+        for file in sorted([*root.rglob("*.py"), *root.rglob("*.json")]):
+            digest.update(file.read_bytes())
+    packages = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton")]
+    return " ".join([*packages, f"{sysconfig.get_config_var('SOABI')}", digest.hexdigest()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

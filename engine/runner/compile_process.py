@@ -1,9 +1,9 @@
-"""The process that compiles kernels; on a machine's first start it begins before it has orders.
+"""The process that compiles kernels; on an engine's first start it begins before it has orders.
 
 Invariant: nothing that keeps it from starting early keeps the engine. Without heavy imports, so
 that it can be called before them: to load torch takes this process as long as it takes the
 engine's, and beside it costs nothing. It waits for its orders, a line of its input, and ends when
-that is closed.
+that is closed; or at once, where an engine like this one has left its kernels.
 """
 
 import contextlib
@@ -30,16 +30,10 @@ def start(program: Sequence[str] = WORKER, *, stderr: int = subprocess.DEVNULL) 
     return lifeline.start_captured(program, stdin=subprocess.PIPE, stderr=stderr, **without_card)
 
 
-def start_early(options: str, folder: Path | None = None, program: Sequence[str] = WORKER) -> bool:
-    """Start it where no engine has left kernels; whether it was. options: an EngineConfig's, as
-    JSON, by which it may find a list of kernels to begin with. folder: Triton's cache."""
-    try:
-        if _early or next((folder or triton_cache()).glob(LISTS), None) is not None:
-            return False
+def start_early(options: str, program: Sequence[str] = WORKER) -> None:
+    """Start it before there are orders. options: an EngineConfig's, as JSON."""
+    with contextlib.suppress(OSError):  # it is started again once it has orders
         _early.append(start((*program, options, os.environ.get(DEVICES, ""))))
-    except OSError:  # it is started again once it has orders, where that can be told
-        return False
-    return True
 
 
 def triton_cache() -> Path:

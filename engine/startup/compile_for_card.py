@@ -20,8 +20,8 @@ from quire.engine.errors import CompileError, ConfigError
 from quire.engine.model.load_config import model_config, resolve_max_model_len
 from quire.engine.model.registry import check_kernels
 from quire.engine.runner import compile_process, exact_mode
-from quire.engine.runner.compile_ahead import CompileAhead, orders_of, versions
-from quire.engine.runner.compile_orders import Orders
+from quire.engine.runner.compile_ahead import CompileAhead, orders_of
+from quire.engine.runner.compile_orders import Orders, versions
 from quire.engine.runner.compiled_cache import CompiledCache
 from quire.engine.startup import sizing
 from quire.kernels import support

@@ -66,7 +66,7 @@ FAULTS = (
         "compiled for a card: a model is known by its path, whatever is in it",
         "engine/runner/compile_orders.py",
         'self.options | {"model": repr(self.shape)}',
-        "self.options",
+        "dict(self.options)",
         (FOR_CARD + "a_model_is_known_by_its_configuration_wherever_it_is",),
     ),
     Fault(
@@ -92,7 +92,7 @@ FAULTS = (
     ),
     Fault(
         "compiled for a card: launchers of another Python are counted on",
-        "engine/runner/compile_ahead.py",
+        "engine/runner/compile_orders.py",
         "f\"{sysconfig.get_config_var('SOABI')}\"",
         '""',
         (FOR_CARD + "a_server_of_another_version_compiles_for_itself",),
@@ -275,6 +275,13 @@ FAULTS = (
         'unaligned = "?" if value.data_ptr() % _ALIGNED else ""',
         'unaligned = ""',
         (LISTED + "the_lists_hold_what_engines_launch_under_the_same_names",),
+    ),
+    Fault(
+        "first start: a second model waits for what only the first one had compiled",
+        "engine/runner/compile_listed.py",
+        '        lists = lists.replace("*", f"{family(config, versions())}-*")\n',
+        "        family(config, versions())\n",
+        (LISTED + "what_an_engine_has_left_is_for_others_of_its_options_and_versions",),
     ),
     Fault(
         "first start: a list is taken for an engine of other options",

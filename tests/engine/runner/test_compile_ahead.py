@@ -125,16 +125,23 @@ def test_one_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.Monkey
     assert stuck._worker is not None and stuck._worker.returncode is not None
 
 
-def test_a_process_is_started_early_only_where_no_engine_was_before(tmp_path: Path) -> None:
-    program = (sys.executable, "-c", WORKER)
-    assert compile_process.start_early("{}", tmp_path, program)
-    assert not compile_process.start_early("{}", tmp_path, program), "one is enough"
+def test_a_process_that_was_started_early_gets_the_orders(tmp_path: Path) -> None:
+    compile_process.start_early("{}", (sys.executable, "-c", WORKER))
     worker = compile_process.take_early()
     assert worker is not None and compile_process.take_early() is None
     orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
     first = CompileAhead(orders, CompiledCache(tmp_path), "version 1", worker)
     assert first.wait(lambda _share: None) == KERNELS
-    assert not compile_process.start_early("{}", tmp_path, program)
+
+
+def test_one_that_has_ended_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took all for compiled; if that is damaged, another one compiles it."""
+    monkeypatch.setattr(compile_process.start, "__defaults__", ((sys.executable, "-c", WORKER),))
+    gone = compile_process.start((sys.executable, "-c", ""))
+    gone.wait(PATIENCE)
+    orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
+    first = CompileAhead(orders, CompiledCache(tmp_path), "version 1", gone)
+    assert first.wait(lambda _share: None) == KERNELS
 
 
 def test_a_process_that_was_started_in_vain_is_ended(tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_a_process_that_was_started_in_vain_is_ended(tmp_path: Path) -> None:
     orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
     assert not CompileAhead(orders, CompiledCache(tmp_path), "version 1", vain).at_work
     assert vain.returncode is not None
-    assert compile_process.start_early("{}", tmp_path / "new", (sys.executable, "-c", WORKER))
+    compile_process.start_early("{}", (sys.executable, "-c", WORKER))
     (early,) = compile_process._early
     assert compile_ahead.begin(CONFIG, torch.float32, torch.device("cpu"), pdl=False) is None
     assert early.returncode is not None and not compile_process._early
@@ -153,7 +160,8 @@ def test_what_keeps_it_from_starting_keeps_no_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = (str(tmp_path / "none"),)
-    assert not compile_process.start_early("{}", tmp_path, gone)
+    compile_process.start_early("{}", gone)
+    assert compile_process.take_early() is None
     monkeypatch.setattr(compile_process.start, "__defaults__", (gone,))
     ahead = CompileAhead(ORDERS, CompiledCache(tmp_path), "version 1")
     assert not ahead.at_work and ahead.wait(lambda _share: None) == 0
@@ -173,26 +181,20 @@ def test_kernels_are_compiled_while_the_ranks_meet(monkeypatch: pytest.MonkeyPat
     assert events == ["begun", "met"]
 
 
-def test_a_user_without_a_home_starts_early_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_triton_keeps_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own rules; a user without a home has it in "~"."""
+
     def nobody(number: int) -> NoReturn:
         raise KeyError(number)
 
     for variable in ("HOME", "TRITON_CACHE_DIR", "TRITON_HOME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):
-        assert compile_process.start_early("{}", program=(sys.executable, "-c", WORKER))
-        early = compile_process.take_early()
-        assert early is not None
-        compile_process.end(early)
-        monkeypatch.setenv("TRITON_HOME", str(tmp_path / "elsewhere"))
-    cache = tmp_path / "elsewhere" / ".triton" / "cache"
-    cache.mkdir(parents=True)
-    (cache / "quire-key.json").touch()
-    assert not compile_process.start_early("{}", program=(sys.executable, "-c", WORKER))
+    assert compile_process.triton_cache() == Path("~/.triton/cache")
+    monkeypatch.setenv("TRITON_HOME", str(tmp_path))
+    assert compile_process.triton_cache() == tmp_path / ".triton" / "cache"
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "there"))
+    assert compile_process.triton_cache() == tmp_path / "there"
 
 
 def test_a_word_is_read_or_is_none() -> None:

@@ -16,7 +16,15 @@ from support.patience import PATIENCE
 from quire.engine.config import EngineConfig
 from quire.engine.model.config import ModelConfig
 from quire.engine.runner import compile_listed, listed
-from quire.engine.runner.compile_orders import Compiled, Counted, Orders, deciding, read_word
+from quire.engine.runner.compile_orders import (
+    Compiled,
+    Counted,
+    Orders,
+    deciding,
+    family,
+    read_word,
+    versions,
+)
 from quire.engine.weights.random import hf_config
 from quire.kernels.cards import KNOWN
 
@@ -270,8 +278,34 @@ def test_a_kernel_that_the_list_has_in_vain_does_no_harm(tmp_path: Path) -> None
 
 
 def test_an_engine_of_no_list_has_no_fork() -> None:
-    other = json.dumps(dataclasses.asdict(EngineConfig(model="random:tiny")))
-    assert compile_listed.begin(other, "") is None
+    assert compile_listed.begin(EngineConfig(model="random:tiny"), "") is None
+
+
+def test_what_an_engine_has_left_is_for_others_of_its_options_and_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    config = EngineConfig(model=published(tmp_path, "8B"))
+    hub = EngineConfig(model="Qwen/Qwen3-8B")
+    known = compile_listed.were_compiled
+    assert not known(config) and not known(hub)
+    orders = Orders(deciding(config), "bfloat16", 90, 232_448, "NVIDIA H200", pdl=True)
+    left = tmp_path / "cache" / f"quire-{orders.key(versions())}.json"
+    left.parent.mkdir()
+    left.touch()
+    assert known(config) and known(config.replace(model="random:8B")) and known(hub)
+    assert known(config.replace(seed=7)) and not known(config.replace(max_num_seqs=7))
+    assert not known(config.replace(model="random:0.6B"))
+    monkeypatch.setattr(compile_listed, "versions", lambda: "others")
+    assert not known(config)
+
+
+def test_the_process_ends_at_once_where_all_was_compiled(tmp_path: Path) -> None:
+    config = EngineConfig(model="random:0.6B")
+    (tmp_path / f"quire-{family(config, versions())}-any.json").touch()
+    with worker(tmp_path) as process:
+        assert process.wait(PATIENCE) == 0 and process.stdout is not None
+        assert not process.stdout.read()
 
 
 def test_torch_is_a_placeholder_of_nothing_else() -> None:
