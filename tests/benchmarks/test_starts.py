@@ -55,3 +55,19 @@ def test_medians_are_of_each_stage(starts: ModuleType) -> None:
 
 def test_a_start_s_floor_is_a_process_with_pytorch_alone(starts: ModuleType) -> None:
     assert starts.bare() > 0.1  # its import takes longer
+
+
+def test_missing_bytecode_is_made_in_a_folder_of_its_own(
+    starts: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An image may keep Python from writing it."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    for there in (True, False):
+        (tmp_path / "there.pyc").touch()
+        where = str(tmp_path / ("there.pyc" if there else "missing.pyc"))
+        monkeypatch.setattr(starts.importlib.util, "cache_from_source", lambda _, to=where: to)
+        starts._environment.cache_clear()
+        environment = starts._environment()
+        assert ("PYTHONDONTWRITEBYTECODE" in environment) is there
+        assert ("PYTHONPYCACHEPREFIX" in environment) is not there
+    assert Path(environment["PYTHONPYCACHEPREFIX"]).is_dir()
