@@ -14,6 +14,7 @@ import json
 import os
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from quire.engine.config import EngineConfig
@@ -38,6 +39,19 @@ class Begun:
         """The names of its kernels (`offline.name_of`), once it knows them. Once."""
         with os.fdopen(self.names, encoding="utf-8") as names:
             return frozenset(names.read().splitlines())
+
+
+def on_this_machine(config: EngineConfig) -> EngineConfig:
+    """The same, but that a model of the Hub is named by its folder here, where it has one."""
+    if "/" not in config.model or Path(config.model).exists():
+        return config
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(config.model, "config.json", revision=config.revision)
+    except (ImportError, OSError, ValueError):
+        return config
+    return config.replace(model=str(Path(found).parent)) if isinstance(found, str) else config
 
 
 def were_compiled(config: EngineConfig) -> bool:

@@ -21,7 +21,7 @@ def main() -> int:
     begun = None
     if sys.argv[1:]:
         options, devices = sys.argv[1:]
-        config = EngineConfig(**json.loads(options))
+        config = compile_listed.on_this_machine(EngineConfig(**json.loads(options)))
         if compile_listed.were_compiled(config):
             return 0
         begun = compile_listed.begin(config, devices)

@@ -37,7 +37,7 @@ def model_of(config: EngineConfig) -> str:
         return ""
     try:
         shape = _shape(model_config(config))
-    except (ConfigError, OSError):  # a Hub's id, for instance
+    except (ConfigError, OSError):  # a Hub's id that is not on this machine, for instance
         return ""
     return next((name for name in MODELS if _shape(ModelConfig.named_shape(name)) == shape), "")
 

@@ -145,6 +145,24 @@ def test_a_published_model_is_known_by_its_configuration(tmp_path: Path, name: s
     assert in_fp8 == (f"{name}-fp8" if f"{name}-fp8" in listed.MODELS else "")
 
 
+def test_a_model_of_the_hub_is_known_where_it_has_been_fetched(tmp_path: Path) -> None:
+    code = """if True:
+        import json, sys
+        from quire.engine.config import EngineConfig
+        from quire.engine.runner import compile_listed, listed
+        config = EngineConfig(model="Qwen/Qwen3-8B", revision=sys.argv[1] or None)
+        print(json.dumps(listed.model_of(compile_listed.on_this_machine(config))))
+    """
+    assert run_python(code, "", HF_HUB_CACHE=str(tmp_path)) == ""
+    kept = tmp_path / "models--Qwen--Qwen3-8B"
+    for name in ("refs", "snapshots/0123"):
+        (kept / name).mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0123")
+    published(kept / "snapshots" / "0123", "8B")
+    assert run_python(code, "", HF_HUB_CACHE=str(tmp_path)) == "8B"
+    assert run_python(code, "other", HF_HUB_CACHE=str(tmp_path)) == ""
+
+
 @pytest.mark.parametrize(
     "options",
     [
