@@ -60,6 +60,7 @@ LONGEST = (
     "service/test_fuzz.py",
     "benchmarks/test_prefix_cache.py",
     "engine/runner/test_compile_ahead.py",
+    "engine/runner/test_listed.py",
     "pocket/test_training.py",
     "service/test_many_streams.py",
 )
