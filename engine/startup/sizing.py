@@ -246,11 +246,17 @@ def verify_graphs(taken: int, reserved: int) -> None:
 
 
 def gpu_budget(
-    config: EngineConfig, device: torch.device, peak_bytes: int, graphs: int = 0
+    config: EngineConfig,
+    device: torch.device,
+    peak_bytes: int,
+    graphs: int = 0,
+    others: int | None = None,
 ) -> tuple[int, str]:
-    """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken, and
-    `graphs` is kept for captured ones; of several ranks, which are alike, on all their GPUs."""
-    total, others = _gpu_memory(device)
+    """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken,
+    `graphs` is kept for captured ones, and `others` have taken theirs (None: what they have now);
+    of several ranks, which are alike, on all their GPUs."""
+    total, others_now = _gpu_memory(device)
+    others = others_now if others is None else others
     size = config.tensor_parallel_size
     budget = int(total * config.gpu_memory_utilization) - others - peak_bytes - graphs
     what = (
@@ -266,6 +272,11 @@ def _gpu_memory(device: torch.device) -> tuple[int, int]:
     """Bytes that a GPU has, and bytes that other processes have taken of them."""
     free, total = torch.cuda.mem_get_info(device)
     return total, max(total - free - torch.cuda.memory_reserved(device), 0)
+
+
+def taken_by_others(device: torch.device) -> int:
+    """Bytes of a GPU that other processes have taken."""
+    return _gpu_memory(device)[1]
 
 
 def total_memory(device: torch.device) -> int:
