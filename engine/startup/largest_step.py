@@ -50,10 +50,10 @@ def peak_bytes(
     if kv.window is not None:
         batch = dataclasses.replace(batch, windowed=batch)
     torch.cuda.reset_peak_memory_stats(device)
-    sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
+    sampled = min(config.max_num_seqs, config.step_tokens())
     logits_bytes = 4 * sampled * model.config.vocab_size
     hint = (
-        f"lower max_num_batched_tokens = {config.max_num_batched_tokens} or max_num_seqs = "
+        f"lower max_num_batched_tokens = {config.step_tokens()} or max_num_seqs = "
         f"{config.max_num_seqs} (these are the bytes of the logits alone)"
     )
     with sizing.room_for("the largest step", logits_bytes, device, hint):
@@ -79,7 +79,7 @@ def _own_bytes(device: torch.device) -> int:
 
 def _largest_step(config: EngineConfig, device: torch.device, max_model_len: int) -> ForwardBatch:
     """Prompts as long as may be, max_num_batched_tokens in all, over the null block."""
-    tokens = config.max_num_batched_tokens
+    tokens = config.step_tokens()
     length = min(tokens, max_model_len)
     rows = -(-tokens // length)
     ends = torch.arange(rows + 1, dtype=torch.int32, device=device).mul_(length).clamp_(max=tokens)

@@ -194,9 +194,9 @@ def check_grids(config: EngineConfig, model: ModelConfig) -> None:
     """
     tokens_a_tile = max(1, 16 // (model.num_q_heads // model.num_kv_heads))
     most = (MAX_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile
-    if config.max_num_batched_tokens > most:
+    if config.step_tokens() > most:
         raise ConfigError(
-            f"max_num_batched_tokens = {config.max_num_batched_tokens}: must be at most {most} "
+            f"max_num_batched_tokens = {config.step_tokens()}: must be at most {most} "
             f"with max_num_seqs = {config.max_num_seqs} and this model's heads"
         )
 
@@ -223,7 +223,7 @@ def captured_prompts(
     """The numbers of prompt tokens whose steps are captured. Steps are captured as far as launches
     bound them; in a large model they do so less, and capturing takes more memory."""
     longest = resolve_max_model_len(config, model)
-    sizes = prompt_sizes(longest, config.max_num_batched_tokens)
+    sizes = prompt_sizes(longest, config.step_tokens())
     most = max(FIRST_PROMPTS[-1], _PROMPT_BYTES // _token_bytes(model, dtype))
     return tuple(size for size in sizes if size <= most)
 
