@@ -204,4 +204,18 @@ FAULTS: tuple[Fault, ...] = (
         "        if left < -3600:\n",
         (RENDERING + "a_template_is_loaded_in_so_much_time_and_no_more",),
     ),
+    Fault(
+        "tokenizer: an added token behind a gap has another id than its file says",
+        "service/text/tokenizer.py",
+        "        if vocabulary.get(token) != token_id:\n",
+        "        if token not in vocabulary:\n",
+        (FILES + "a_token_that_would_get_another_id_is_refused",),
+    ),
+    Fault(
+        "tokenizer: two tokens have one id",
+        "service/text/tokenizer.py",
+        "        if by_id.setdefault(token_id, token) != token:\n",
+        "        if not token:\n",
+        (FILES + "a_token_that_would_get_another_id_is_refused",),
+    ),
 )
