@@ -70,8 +70,8 @@ FAULTS = (
     Fault(
         "openai: a body in chunks of one byte holds up everybody",
         "service/openai/connection.py",
-        "self._chunks > MANY_CHUNKS",
-        "False and self._chunks > MANY_CHUNKS",
+        "            if self._chunks > most:\n",
+        "            if self._chunks < 0:\n",
         (LINES + "a_body_comes_in_as_many_chunks_as_its_bytes_need",),
     ),
     Fault(
@@ -113,5 +113,12 @@ FAULTS = (
         (
             "tests/service/openai/test_vectors.py::test_names_of_a_body_are_made_for_a_refusal_alone",
         ),
+    ),
+    Fault(
+        "openai bodies: a chunk that is none closes the connection without a word",
+        "service/openai/connection.py",
+        "        begun = self._busy and self.cycle.response_started\n",
+        "        begun = self._busy\n",
+        (LINES + "a_chunk_that_is_none_is_answered_and_its_request_ends",),
     ),
 )
