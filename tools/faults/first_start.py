@@ -290,4 +290,18 @@ FAULTS = (
             "::test_stages_in_turn_write_no_more_than_one_after_another",
         ),
     ),
+    Fault(
+        "first start: what a killed process has copied stays",
+        "kernels/sealed.py",
+        "        _remove_left()\n",
+        "",
+        (SEALED + "what_a_killed_process_has_left_is_removed_and_nothing_in_use_is",),
+    ),
+    Fault(
+        "first start: what another process has copied is taken from it",
+        "kernels/sealed.py",
+        "    fcntl.flock(held, fcntl.LOCK_EX)\n",
+        "",
+        (SEALED + "what_a_killed_process_has_left_is_removed_and_nothing_in_use_is",),
+    ),
 )
