@@ -1,5 +1,6 @@
 """A cache of kernels that has moved is the cache of the process that compiles, too."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from support.patience import PATIENCE
 
 from quire.engine.config import EngineConfig
-from quire.engine.runner.compile_orders import Compiled, Orders, deciding
+from quire.engine.runner.compile_orders import Orders, deciding
 
 pytest.importorskip("triton")
 
@@ -42,9 +43,9 @@ def compiled(folder: Path) -> set[str]:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(orders.written() + "\n")
         process.stdin.flush()
-        words = [Compiled.read(line) for line in process.stdout]
+        words = [json.loads(line) for line in process.stdout]
         assert process.wait(PATIENCE) == 0
-    return {word.folder for word in words if word is not None}
+    return {word["folder"] for word in words if "folder" in word}
 
 
 def files(folder: Path) -> dict[str, int]:
