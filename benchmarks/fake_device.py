@@ -114,7 +114,7 @@ class FakeEngine:
         scheduler = Scheduler(
             pool,
             max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_batched_tokens=config.step_tokens(),
             max_model_len=max_model_len,
             two_phase=config.two_phase,
         )

@@ -2,10 +2,10 @@
 
 Invariant: results are the same as those of `json`. Its C reader and writer block all other threads
 while they work, 40 ms for a megabyte of small values; those in Python let others run between any
-two values. Strings are read by C in both cases, each at once. A repeated key in one object is
-refused as soon as it is read. So is a large text with more than MAX_PARTS objects, lists and keys,
-or deeper than MAX_DEPTH: freeing them, and looking for garbage among them, blocks other threads
-too.
+two values, or short runs of whole numbers. Strings are read by C in both cases, each at once. A
+repeated key in one object is refused as soon as it is read. So is a large text with more than
+MAX_PARTS objects, lists and keys, or deeper than MAX_DEPTH: freeing them, and looking for garbage
+among them, blocks other threads too.
 """
 
 import json
@@ -22,6 +22,8 @@ MAX_DEPTH = 256  # objects and lists in one another, of a large text
 MAX_PARTS = 1 << 17  # objects, lists and keys of a large text
 MANY = 1000  # values in one
 _JOINED = 4096  # pieces that are joined at once
+# Whole numbers that are read at once, with their commas, but for the list's last one.
+_RUN = re.compile(r"(?:[ \t\n\r]*(?:0|[1-9][0-9]{0,9})[ \t\n\r]*,){1,1024}(?=[ \t\n\r]*[0-9])")
 _SHOWN = 200  # characters of a key in a complaint
 # Of an object: up to its first key or its end, from a key to its value, and on to the next.
 _FIRST = re.compile(r'[ \t\n\r]*(?:(?=")|(}))')
@@ -110,11 +112,18 @@ class _ByValue(json.JSONDecoder):
         if self._parts > MAX_PARTS:
             raise TooManyParts(f"holds more than {MAX_PARTS} objects, lists and keys")
 
-    def _array(self, *at: Any) -> Any:
+    def _array(self, at: tuple[str, int], scan_once: Any, *_: Any) -> Any:
+        """As json.decoder.JSONArray, but for runs of whole numbers: a prompt's ids."""
+        text, end = at
+        found: list[Any] = []
         self._begin()
-        found = JSONArray(*at)
+        while run := _RUN.match(text, end):
+            found.extend(map(int, run[0][:-1].split(",")))
+            end = run.end()
+        rest, end = JSONArray((text, end), scan_once)
+        found.extend(rest)
         self._depth -= 1
-        return found
+        return found, end
 
     def _object(self, at: tuple[str, int], strict: bool, scan_once: Any, *_: Any) -> Any:
         """As json.decoder.JSONObject, which gathers all pairs before it makes a dict of them."""

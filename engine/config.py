@@ -22,6 +22,8 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 MAX_RANKS = 64
 MAX_SEQS = 32_768  # so that a padded step, of rows and short prompts, is within
 MAX_STEP_TOKENS = 65_535  # the second dimension of a kernel's grid
+_STEP_TOKENS = 8192
+_CPU_STEP_TOKENS = 512  # as many tokens a second as larger steps, and streams wait for no more
 _MAX_SECONDS = 86_400
 _MAX_GIB = 1 << 20
 _MAX_INT32 = 2**31 - 1  # positions and blocks are counted in it
@@ -38,7 +40,11 @@ class EngineConfig:
     model: str = _option("pocket", "directory, Hub id, `pocket`, or random:SHAPE (random:0.6B)")
     revision: str | None = _option(None, "revision of a Hub id")
     max_num_seqs: int = _option(256, "most requests in one step")
-    max_num_batched_tokens: int = _option(8192, "most tokens in one step")
+    max_num_batched_tokens: int | None = _option(
+        None,
+        f"most tokens in one step, which every stream waits for; default: {_STEP_TOKENS}, on a CPU "
+        f"{_CPU_STEP_TOKENS}, or max_num_seqs if that is more",
+    )
     max_model_len: int | None = _option(
         None, "most tokens of a request, prompt and output together; default: the model's own"
     )
@@ -95,8 +101,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         _at_least("max_num_seqs", self.max_num_seqs, 1)
         _at_most("max_num_seqs", self.max_num_seqs, MAX_SEQS)
-        _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
-        _at_most("max_num_batched_tokens", self.max_num_batched_tokens, MAX_STEP_TOKENS)
+        if self.max_num_batched_tokens is not None:
+            _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+            _at_most("max_num_batched_tokens", self.max_num_batched_tokens, MAX_STEP_TOKENS)
         if self.max_model_len is not None:
             _at_least("max_model_len", self.max_model_len, 2)
             _at_most("max_model_len", self.max_model_len, _MAX_INT32)
@@ -125,6 +132,12 @@ class EngineConfig:
             )
         if not self.model:
             raise ConfigError("model is empty: give a directory, a Hub id, pocket or random:SHAPE")
+
+    def step_tokens(self, *, cpu: bool = False) -> int:
+        """Most tokens in one step, of a GPU or a CPU."""
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        return max(_CPU_STEP_TOKENS if cpu else _STEP_TOKENS, self.max_num_seqs)
 
     @property
     def int8(self) -> bool:

@@ -3,11 +3,13 @@
 Invariant: an entry (a folder of files) is whole only if every byte is as it was when it was sealed:
 its seal holds the digest of each file. An entry that `making` makes appears under its name in one
 step. Any number of processes may read, make and discard entries at once. If the folder cannot be
-written, a temporary one is used, with a line in the log.
+written, a temporary one is used, with a line in the log; it is locked while its process lives, and
+whoever needs another one removes those that nobody holds, of processes that were killed.
 """
 
 import atexit
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 SEAL = "quire.sha256"
 _PROBE = bytes(1 << 20)  # as much as an entry may have
 _OTHERS_WRITE = 0o022
+_TEMPORARY = "quire-compiled-"
+_LOCK = "in-use.lock"  # of a temporary folder: locked while its process lives
 
 
 def is_name(text: object) -> bool:
@@ -103,8 +107,8 @@ def writable(folder: Path, *, what: str, remedy: str = "") -> SealedFolder:
         probe(folder)
         return SealedFolder(folder)
     except OSError as error:
-        instead = Path(tempfile.mkdtemp(prefix="quire-compiled-"))
-        atexit.register(shutil.rmtree, instead, ignore_errors=True)
+        _remove_left()
+        instead = _temporary()
         log.warning(
             "%s cannot be kept in %s (%s): made anew at each start%s",
             what,
@@ -113,6 +117,30 @@ def writable(folder: Path, *, what: str, remedy: str = "") -> SealedFolder:
             remedy and f" ({remedy})",
         )
         return SealedFolder(instead)
+
+
+def _temporary() -> Path:
+    """A folder that ends with this process; if this is killed, with the next `_remove_left`."""
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    new = folder / f"{_LOCK}.new"
+    held = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)  # it stays open
+    fcntl.flock(held, fcntl.LOCK_EX)
+    new.rename(folder / _LOCK)  # locked from its first moment under this name
+    return folder
+
+
+def _remove_left() -> None:
+    """The temporary folders of processes of this user that have ended without removing them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):  # none of ours, in use, or already removed
+            held = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(held).st_uid == folder.lstat().st_uid == os.geteuid():
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def probe(folder: Path, mode: int = 0o700) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from quire.clients.openai import constraints, sampling
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import Fields
+from quire.clients.openai.fields import Fields, put_all
 from quire.clients.openai.parsed_body import ParsedBody, check_prompt_logprobs, read_streaming
 from quire.v1 import inference_pb2 as pb
 
@@ -81,5 +81,5 @@ def _prompt(body: Fields, name: str, prompt: object) -> pb.GenerateRequest:
         request.text = given
     else:
         request.token_ids.SetInParent()
-        request.token_ids.ids.extend(given or ())
+        put_all(request.token_ids.ids, given or [])
     return request

@@ -5,7 +5,7 @@ the contract's field at all. What a field means there, it means here; but for `p
 runs the lower first, as vLLM has it.
 """
 
-from quire.clients.openai.fields import Fields, is_id
+from quire.clients.openai.fields import Fields, is_id, put_all
 from quire.v1 import inference_pb2 as pb
 
 PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
@@ -71,15 +71,15 @@ def _read_user(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
 
 
 def _read_ends(body: Fields, sampling: pb.SamplingParams) -> None:
-    sampling.stop.extend(body.text_or_texts("stop"))
-    sampling.stop_token_ids.extend(body.wholes("stop_token_ids"))
+    put_all(sampling.stop, body.text_or_texts("stop"))
+    put_all(sampling.stop_token_ids, body.wholes("stop_token_ids"))
     sampling.ignore_eos = body.flag("ignore_eos") or False
     sampling.include_stop_str_in_output = body.flag("include_stop_str_in_output") or False
 
 
 def _read_ids(body: Fields, sampling: pb.SamplingParams) -> None:
-    sampling.allowed_token_ids.extend(body.wholes("allowed_token_ids"))
-    sampling.banned_token_ids.extend(body.wholes("banned_token_ids"))
+    put_all(sampling.allowed_token_ids, body.wholes("allowed_token_ids"))
+    put_all(sampling.banned_token_ids, body.wholes("banned_token_ids"))
     bias = body.value("logit_bias")
     if bias is None:
         return

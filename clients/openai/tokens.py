@@ -4,7 +4,7 @@ from typing import Any
 
 from quire.clients.openai.chat import read_conversation
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import Fields
+from quire.clients.openai.fields import Fields, put_all
 from quire.v1 import inference_pb2 as pb
 
 
@@ -34,7 +34,8 @@ def read_detokenize(values: dict[str, Any]) -> pb.DetokenizeRequest:
     body.text("model")
     if not body.has("tokens"):
         body.fault("tokens", None, "is missing")
-    request = pb.DetokenizeRequest(token_ids=body.wholes("tokens"))
+    request = pb.DetokenizeRequest()
+    put_all(request.token_ids, body.wholes("tokens"))
     body.end()
     faults.raise_if_any()
     return request

@@ -11,9 +11,10 @@ from typing import Any
 
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.field_names import Names
-from quire.clients.openai.fields import Fields
+from quire.clients.openai.fields import Fields, put_all
 from quire.v1 import inference_pb2 as pb
 
+MAX_TEXTS = 2048  # of one call; the server has the same limit
 _INT32 = (1 << 31) - 1
 RERANK_NAMES = Names()
 
@@ -83,14 +84,22 @@ def _read_input(body: Fields, request: pb.EmbedRequest) -> bool:
         body.fault("input", None, "is missing")
         return False
     several = isinstance(given, list) and bool(given) and isinstance(given[0], str | list)
-    for i, one in enumerate(given if several else [given]):
+    for i, one in enumerate(_counted(body, "input", given) if several else [given]):
         where = f"input[{i}]" if several else "input"
         read = body.text_or_ids(where, one)
         if isinstance(read, str):
             request.inputs.add(text=read)
         else:
-            request.inputs.add(token_ids=pb.TokenIds(ids=read))
+            put_all(request.inputs.add(token_ids=pb.TokenIds()).token_ids.ids, read or [])
     return several
+
+
+def _counted(body: Fields, field: str, texts: list[Any]) -> list[Any]:
+    """The texts; none of them, which is a fault, where there are too many to look at each."""
+    if len(texts) <= MAX_TEXTS:
+        return texts
+    body.fault(field, len(texts), f"must be between 1 and {MAX_TEXTS}")
+    return []
 
 
 def _read_call(body: Fields, request: pb.EmbedRequest | pb.ScoreRequest) -> None:
@@ -131,7 +140,7 @@ def read_rerank(values: dict[str, Any], request_id: str = "") -> RerankBody:
         if not body.has(needed):
             body.fault(needed, None, "is missing")
     request.query = body.text("query") or ""
-    for i, one in enumerate(body.items("documents")):
+    for i, one in enumerate(_counted(body, "documents", body.items("documents"))):
         request.documents.append(_document(body, f"documents[{i}]", one))
     most = body.whole("top_n", low=1)
     shown = body.flag("return_documents") or False

@@ -106,7 +106,7 @@ def _differing(config: EngineConfig, model: CausalModel, products: "ExactProduct
     """The name of a weight whose launches differ and for which there is no replacement; or None."""
     from quire.kernels.linear.check import Fusion
 
-    tokens = max(config.max_num_batched_tokens, config.max_num_seqs + PROMPT_TOKENS[-1])  # padded
+    tokens = max(config.step_tokens(), config.max_num_seqs + PROMPT_TOKENS[-1])  # padded
     rows = most_rows(config.max_num_seqs)
     several = [one for one in model.products() if one.weight.data.ndim > 2]
     for one in {one.kind: one for one in reversed(model.products())}.values():

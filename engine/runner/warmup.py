@@ -117,7 +117,7 @@ def bounds_of(
     held = model.dtype, config.block_size, config.fp8_cache
     heads = Heads(q_heads, kv_heads, shape.head_dim, *held)
     longest = resolve_max_model_len(config, shape)
-    most = config.max_num_seqs, config.max_num_batched_tokens, longest
+    most = config.max_num_seqs, config.step_tokens(), longest
     mixture = None if experts is None else Mixture(experts.count, experts.per_token)
     return Bounds(*most, heads, card, model.qk_norm, mixture, ranks, exact)
 

@@ -90,7 +90,7 @@ def engine_over(
         rank.kv,
         rank.model.config.sliding_window,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=config.step_tokens(cpu=rank.model.device.type == "cpu"),
         max_model_len=rank.max_model_len,
         two_phase=config.two_phase,
         caching=config.enable_prefix_caching,

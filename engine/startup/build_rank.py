@@ -7,7 +7,6 @@ kernels (`runner/compile_ahead.py`): each until it is launched, or, where that d
 them beside the weights alone (`sized_beside`).
 """
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.loop.loop import Progress
 from quire.engine.model.config import ModelConfig
-from quire.engine.model.forward_batch import ForwardBatch, KVCache
+from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import RANDOM_PREFIX, model_config, resolve_max_model_len
 from quire.engine.model.registry import Model, build_model, check_operations
@@ -33,8 +32,9 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
 from quire.engine.startup import fit, sizing
 from quire.engine.startup.kv_cache import allocate_cache
+from quire.engine.startup.largest_step import Baseline, peak_bytes
 from quire.engine.startup.rank import Rank
-from quire.engine.weights.loader import check_checkpoint, loading
+from quire.engine.weights.loader import LOADING_BYTES, check_checkpoint, loading
 from quire.engine.weights.random import fill_random
 from quire.kernels.ops import Ops
 from quire.kernels.support import before_hopper, can_chain, shared_bytes
@@ -94,6 +94,8 @@ def build_rank(
     clock = _TimeLine()
     basis = _basis_of(config, rank, meet, pdl, clock)
     model = _new_model(basis)
+    sized = basis.loaded_beside and config.num_blocks is None
+    before = Baseline.read(basis.device) if sized else None
     with _loading(basis, model) as load:
         if not basis.loaded_beside:
             load(partial(progress, "weights"))
@@ -102,7 +104,7 @@ def build_rank(
             _have_kernels(basis, model, progress, clock)
         max_blocks = -(-basis.max_model_len // config.block_size)
         state = _new_slots(config, basis.shape, max_blocks, basis.device)
-        kv = _new_cache(basis, model, state, agree)
+        kv = _new_cache(basis, model, state, agree, before)
         clock.mark("cache")
         with _kernels_beside(basis, progress) as waited:
             runner = _warm_runner(basis, model, kv, state, progress)
@@ -206,20 +208,35 @@ def _new_model(basis: _Basis) -> Model:
 @contextmanager
 def _loading(basis: _Basis, model: Model) -> Iterator[Callable[[Callable[[float], None]], None]]:
     """Within, threads load the weights from files; what it gives waits until they are there, and
-    reports the share that is."""
-    if basis.config.model.startswith(RANDOM_PREFIX):
-        yield lambda _report: fill_random(model, basis.config.seed)
+    reports the share that is. Raises CapacityError, as of an error in a thread, if memory runs out
+    meanwhile."""
+    path = basis.config.model
+
+    def load(fill: Callable[[], None]) -> None:
+        lower = "" if basis.device.type == "cpu" else ", or lower gpu_memory_utilization"
+        hint = f"free memory on the device{lower}"
+        with sizing.room_for("loading the weights", LOADING_BYTES, basis.device, hint):
+            fill()
+
+    if path.startswith(RANDOM_PREFIX):
+        yield lambda _report: load(lambda: fill_random(model, basis.config.seed))
         return
-    with loading(model, Path(basis.config.model)) as wait:
-        yield lambda report: wait(lambda done, total: report(done / max(total, 1)))
+    with loading(model, Path(path)) as wait:
+        yield lambda report: load(lambda: wait(lambda done, total: report(done / max(total, 1))))
 
 
-def _new_cache(basis: _Basis, model: Model, state: SlotState, agree: "Agree | None") -> KVCache:
-    """As many blocks as all ranks have memory for."""
+def _new_cache(
+    basis: _Basis,
+    model: Model,
+    state: SlotState,
+    agree: "Agree | None",
+    before: Baseline | None,
+) -> KVCache:
+    """As many blocks as all ranks have memory for. before: see `peak_bytes`."""
     config, shape, device = basis.config, basis.shape, basis.device
     with _sized(basis):
         sizes = basis.cache_dtype, basis.max_model_len
-        num_blocks = _size_cache(config, shape, model, state, *sizes)
+        num_blocks = _size_cache(config, shape, model, state, *sizes, before)
     if agree is not None:
         num_blocks = agree(num_blocks, model.served_fingerprint(basis.cache_dtype))
     plan = sizing.plan_of(config, shape, device, basis.dtype, num_blocks - 1)
@@ -247,21 +264,24 @@ def _warm_runner(
     """A runner that has launched whatever a step may launch, and captured what all need."""
     config, shape, dtype = basis.config, basis.shape, basis.dtype
     use_graphs = basis.device.type == "cuda" and not config.enforce_eager
-    runner = Runner(
-        model,
-        basis.ops,
-        kv,
-        state,
-        max_model_len=basis.max_model_len,
-        prompt_tokens=sizing.captured_prompts(config, shape, dtype) if use_graphs else (),
-        use_graphs=use_graphs,
-        check=basis.world.check,
-    )
-    steps = _warm_steps(config, model, basis.exact)
-    alone = basis.world.exchange is None  # others would have to use spare time together
-    runner.warm_up(steps, partial(progress, "graphs"), spare_time=alone)
+    hint = f"lower max_num_seqs = {config.max_num_seqs} or gpu_memory_utilization"
+    graphs = sizing.graph_bytes(config, shape, dtype)
+    with sizing.room_for("steps and captured graphs", graphs, basis.device, hint):
+        runner = Runner(
+            model,
+            basis.ops,
+            kv,
+            state,
+            max_model_len=basis.max_model_len,
+            prompt_tokens=sizing.captured_prompts(config, shape, dtype) if use_graphs else (),
+            use_graphs=use_graphs,
+            check=basis.world.check,
+        )
+        steps = _warm_steps(config, model, basis.exact)
+        alone = basis.world.exchange is None  # others would have to use spare time together
+        runner.warm_up(steps, partial(progress, "graphs"), spare_time=alone)
     if use_graphs:
-        sizing.verify_graphs(runner.captured_bytes, sizing.graph_bytes(config, shape, dtype))
+        sizing.verify_graphs(runner.captured_bytes, graphs)
     return runner
 
 
@@ -295,73 +315,20 @@ def _size_cache(
     state: SlotState,
     dtype: torch.dtype,
     max_model_len: int,
+    before: Baseline | None = None,
 ) -> int:
     """Cache blocks, the null block included, that fit beside the largest step."""
     device = state.seeds.device
     if device.type == "cpu":
         budget, what = sizing.cpu_budget(config)
     elif config.num_blocks is None:
-        peak = _profile(config, shape, model, dtype, device, max_model_len)
+        peak = peak_bytes(config, model, dtype, max_model_len, before)
         graphs = sizing.graph_bytes(config, shape, model.dtype)
-        budget, what = sizing.gpu_budget(config, device, peak, graphs)
+        others = None if before is None else before.others
+        budget, what = sizing.gpu_budget(config, device, peak, graphs, others)
     else:
         budget, what = 0, ""
     return sizing.cache_blocks(config, shape, dtype, budget, what)
-
-
-@torch.inference_mode()
-def _profile(
-    config: EngineConfig,
-    shape: ModelConfig,
-    model: Model,
-    dtype: torch.dtype,
-    device: torch.device,
-    max_model_len: int,
-) -> int:
-    """Most bytes that torch has taken in the largest step, over a cache of the null block alone. Of
-    each kind of layer two run: the others take what these have left."""
-    kv = allocate_cache(model, 1, 1, config.block_size, dtype)
-    batch = _largest_step(config, device, max_model_len)
-    if kv.window is not None:
-        batch = dataclasses.replace(batch, windowed=batch)
-    torch.cuda.reset_peak_memory_stats(device)
-    sampled = min(config.max_num_seqs, config.max_num_batched_tokens)
-    logits_bytes = 4 * sampled * shape.vocab_size
-    hint = (
-        f"lower max_num_batched_tokens = {config.max_num_batched_tokens} or max_num_seqs = "
-        f"{config.max_num_seqs} (these are the bytes of the logits alone)"
-    )
-    with sizing.room_for("the largest step", logits_bytes, device, hint):
-        layers = [layer for layer in model.distinct_layers() for _ in range(2)]
-        logits = model.logits(model.forward(batch, kv, layers), batch.logits_rows)
-        logits.clone().sort(dim=-1)
-        torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_reserved(device)
-    del kv, logits
-    torch.cuda.empty_cache()
-    return peak
-
-
-def _largest_step(config: EngineConfig, device: torch.device, max_model_len: int) -> ForwardBatch:
-    """Prompts as long as may be, max_num_batched_tokens in all, over the null block."""
-    tokens = config.max_num_batched_tokens
-    length = min(tokens, max_model_len)
-    rows = -(-tokens // length)
-    ends = torch.arange(rows + 1, dtype=torch.int32, device=device).mul_(length).clamp_(max=tokens)
-    blocks = -(-max_model_len // config.block_size)
-    count = min(config.max_num_seqs, tokens)
-    return ForwardBatch(
-        token_ids=torch.zeros(tokens, dtype=torch.int32, device=device),
-        positions=torch.arange(tokens, dtype=torch.int32, device=device) % length,
-        slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=device),
-        context_lens=ends.diff(),
-        block_tables=torch.zeros(rows, blocks, dtype=torch.int32, device=device),
-        prefill_start_loc=ends,
-        logits_rows=torch.arange(count, dtype=torch.int64, device=device),
-        num_decode_rows=0,
-        max_query_len=length,
-        max_context_len=length,
-    )
 
 
 class _TimeLine:

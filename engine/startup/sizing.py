@@ -194,9 +194,9 @@ def check_grids(config: EngineConfig, model: ModelConfig) -> None:
     """
     tokens_a_tile = max(1, 16 // (model.num_q_heads // model.num_kv_heads))
     most = (MAX_STEP_TOKENS - config.max_num_seqs) * tokens_a_tile
-    if config.max_num_batched_tokens > most:
+    if config.step_tokens() > most:
         raise ConfigError(
-            f"max_num_batched_tokens = {config.max_num_batched_tokens}: must be at most {most} "
+            f"max_num_batched_tokens = {config.step_tokens()}: must be at most {most} "
             f"with max_num_seqs = {config.max_num_seqs} and this model's heads"
         )
 
@@ -223,7 +223,7 @@ def captured_prompts(
     """The numbers of prompt tokens whose steps are captured. Steps are captured as far as launches
     bound them; in a large model they do so less, and capturing takes more memory."""
     longest = resolve_max_model_len(config, model)
-    sizes = prompt_sizes(longest, config.max_num_batched_tokens)
+    sizes = prompt_sizes(longest, config.step_tokens())
     most = max(FIRST_PROMPTS[-1], _PROMPT_BYTES // _token_bytes(model, dtype))
     return tuple(size for size in sizes if size <= most)
 
@@ -246,11 +246,17 @@ def verify_graphs(taken: int, reserved: int) -> None:
 
 
 def gpu_budget(
-    config: EngineConfig, device: torch.device, peak_bytes: int, graphs: int = 0
+    config: EngineConfig,
+    device: torch.device,
+    peak_bytes: int,
+    graphs: int = 0,
+    others: int | None = None,
 ) -> tuple[int, str]:
-    """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken, and
-    `graphs` is kept for captured ones; of several ranks, which are alike, on all their GPUs."""
-    total, others = _gpu_memory(device)
+    """Bytes left for the cache on a GPU when `peak_bytes` is the most that a step has taken,
+    `graphs` is kept for captured ones, and `others` have taken theirs (None: what they have now);
+    of several ranks, which are alike, on all their GPUs."""
+    total, others_now = _gpu_memory(device)
+    others = others_now if others is None else others
     size = config.tensor_parallel_size
     budget = int(total * config.gpu_memory_utilization) - others - peak_bytes - graphs
     what = (
@@ -266,6 +272,11 @@ def _gpu_memory(device: torch.device) -> tuple[int, int]:
     """Bytes that a GPU has, and bytes that other processes have taken of them."""
     free, total = torch.cuda.mem_get_info(device)
     return total, max(total - free - torch.cuda.memory_reserved(device), 0)
+
+
+def taken_by_others(device: torch.device) -> int:
+    """Bytes of a GPU that other processes have taken."""
+    return _gpu_memory(device)[1]
 
 
 def total_memory(device: torch.device) -> int:

@@ -42,8 +42,8 @@ class WindowShare:
         return cls(
             window=model.sliding_window,
             block_size=size,
-            step_tokens=min(config.max_num_batched_tokens, longest),
-            passing=_STEPS_AHEAD * -(-config.max_num_batched_tokens // size),
+            step_tokens=min(config.step_tokens(), longest),
+            passing=_STEPS_AHEAD * -(-config.step_tokens() // size),
             of_a_sequence=-(-longest // size),
             full_bytes=layer * len(model.full_layers),
             window_bytes=layer * model.window_layers,

@@ -30,6 +30,7 @@ from quire.kernels.row_scaled import RowScaled
 
 CHUNK_BYTES = 8 << 20
 GPU_THREADS = 8
+LOADING_BYTES = GPU_THREADS * 8 * CHUNK_BYTES  # of a GPU, at most, where they convert to FP8
 _BUFFERS = 2  # of a thread: one is read into while the other is copied
 _HEAD = "lm_head.weight"
 _CACHE_SCALES = (".k_scale", ".v_scale", ".kv_scale")  # as others' exports call them

@@ -17,6 +17,7 @@ from quire.service.answers.schema_types import STRING, allowed_types
 
 _ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_NO_GUIDANCE = "x-guidance is not supported for calls, whose spaces are those of templates"
 _CALLED = r"""
 TEXT: /(.|\n)*/
 REST: /(.|\n)*/ & ~/(.|\n)*<tool_call>(.|\n)*/
@@ -63,6 +64,9 @@ def tool_grammar(
     Raises CannotHonour."""
     write = _hermes if syntax is Syntax.HERMES else _xml
     held = [tool.strict or (must_call and not loose) for tool in tools]
+    for i, tool in enumerate(tools):
+        if held[i] and "x-guidance" in tool.schema:  # which asks how it is honoured
+            raise CannotHonour(i, _NO_GUIDANCE)
     rules = [write(i, tool, held[i], fault) for i, tool in enumerate(tools)]
     names = " | ".join(f"call_{i}" for i in range(len(tools)))
     lines = [
@@ -93,7 +97,7 @@ def _json(schema: Schema) -> str:
 
 def _fault_of(schema: Schema, fault: Fault) -> str:
     if "x-guidance" in schema:
-        return "x-guidance is not supported for calls, whose spaces are those of templates"
+        return _NO_GUIDANCE
     return fault(_spaced(schema))
 
 

@@ -33,11 +33,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class _Http(h11.Connection):
-    """What a client says. Counts the chunks of a body, where it comes in chunks."""
+    """What a client says. Counts the chunks of a body, where it comes in chunks. fault: more of
+    them than there may be; empty: not so."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEADER_BYTES)
         self._chunks = self._bytes = 0
+        self.fault = ""
 
     def next_event(self) -> Any:
         """See h11."""
@@ -45,9 +47,10 @@ class _Http(h11.Connection):
         if isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._bytes += len(event.data)
-            if self._chunks > MANY_CHUNKS + self._bytes // CHUNK_BYTES:
-                told = f"{self._chunks} chunks for {self._bytes} bytes of a body"
-                raise h11.RemoteProtocolError(told)
+            most = MANY_CHUNKS + self._bytes // CHUNK_BYTES
+            if self._chunks > most:
+                self.fault = f"body: {self._chunks} chunks for {self._bytes} bytes: at most {most}"
+                raise h11.RemoteProtocolError(self.fault)
         elif isinstance(event, h11.EndOfMessage):
             self._chunks = self._bytes = 0
         return event
@@ -142,11 +145,17 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def send_400_response(self, msg: str) -> None:
-        """Answer input that is no HTTP with an error of OpenAI's shape, if an answer has not
-        begun."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self._busy:
+        """Answer input that is no HTTP with an error of OpenAI's shape, if an answer has not begun.
+        Who reads the body it stands in learns that the client has gone."""
+        begun = self._busy and self.cycle.response_started
+        if begun or self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
+        if self._busy:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        assert isinstance(self.conn, _Http)
+        msg = self.conn.fault or msg
         error = {"message": msg, "type": "invalid_request_error", "param": None, "code": "http"}
         body = json.dumps({"error": error}).encode()
         headers = [("content-type", "application/json"), ("connection", "close")]

@@ -70,8 +70,11 @@ class Vectors:
             values = sum(len(one.values) for one in getattr(told, "embeddings", ()))
             return await asyncio.to_thread(written) if values > _MANY else written()
 
-        names = parsed.names if isinstance(parsed, EmbeddingsBody) else RERANK_NAMES
-        return _Whole(context, answer, lambda refusal: translated(refusal, names))
+        def told(refusal: Refusal) -> Refusal:
+            names = parsed.names if isinstance(parsed, EmbeddingsBody) else RERANK_NAMES
+            return translated(refusal, names)
+
+        return _Whole(context, answer, told)
 
 
 class _Whole:

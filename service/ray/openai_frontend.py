@@ -5,6 +5,7 @@ replica, from the request's headers, before the body is read: a caller without a
 than its headers, and learns nothing about what it sent.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +25,7 @@ from quire.service.openai.generation import Read
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_guard import AllowedHosts
+from quire.service.openai.request_reader import INLINE_BYTES
 from quire.service.ray.application_plan import Plan
 from quire.service.rpc.call_admission import Malformed
 from quire.v1 import inference_pb2 as pb
@@ -120,8 +122,12 @@ class OpenAIFrontend:
         read, is_chat = _READERS[request.url.path]
         name = str((await self._model(context))["id"])
         body = await self._bodies.read(request, str(request.client))
+
+        def parsed() -> Any:
+            return read(parse(body), context.headers.get("x-request-id", ""))
+
         try:
-            asked: Any = read(parse(body), context.headers.get("x-request-id", ""))
+            asked = parsed() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parsed)
         except BadBody as bad:
             asked = Malformed(problems.refused(bad))
         reply = Reply(

@@ -138,16 +138,15 @@ class PooledReader:
             elif kind == "text":
                 self._check_size(f"{where}.text", one.text, faults, cut=request.truncate)
             else:
-                self._check_ids(f"{where}.token_ids", one.token_ids.ids, request, faults)
+                self._check_count(f"{where}.token_ids", len(one.token_ids.ids), request, faults)
 
-    def _check_ids(
-        self, where: str, ids: Sequence[int], request: pb.EmbedRequest, faults: Faults
+    def _check_count(
+        self, where: str, count: int, request: pb.EmbedRequest, faults: Faults
     ) -> None:
-        if not ids:
+        if not count:
             faults.add(where, 0, "at least one token is needed")
-        if len(ids) > self._longest and not request.truncate:
-            faults.add(where, len(ids), self._room(0))
-        faults.ids(f"{where}.ids", ids, self._model.info.vocab_size)
+        if count > self._longest and not request.truncate:
+            faults.add(where, count, self._room(0))
         if request.instruction:
             faults.add("instruction", request.instruction, f"goes with text, and {where} is ids")
 
@@ -187,7 +186,10 @@ class PooledReader:
         for at, one in enumerate(request.inputs):
             check_wanted(wanted)
             if one.WhichOneof("input") == "token_ids":
-                yield one.token_ids.ids[: self._longest]
+                ids, faults = one.token_ids.ids[: self._longest], Faults()
+                faults.ids(f"inputs[{at}].token_ids.ids", ids, self._model.info.vocab_size)
+                faults.raise_if_any()
+                yield ids
                 continue
             text = one.text
             if request.instruction:

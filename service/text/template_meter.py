@@ -56,9 +56,9 @@ def _still_wanted() -> bool:
 class RenderLimits:
     """Limits of one rendering.
 
-    max_bytes: of the text, as UTF-8. max_steps: look-ups, calls and loop iterations; each takes
-    about a microsecond or less on short texts. max_seconds: the thread's processor time. wanted:
-    called now and then; rendering ends if it returns false.
+    max_bytes: of the text, as UTF-8. max_steps: look-ups, calls, loop iterations, and fields that
+    values are put into; each takes about a microsecond or less on short texts. max_seconds: the
+    thread's processor time. wanted: called now and then; rendering ends if it returns false.
     """
 
     max_bytes: int = 1 << 24
@@ -86,12 +86,25 @@ class Meter(threading.local):
     def step(self) -> None:
         """One look-up, call or round. Raises TooMuch or NotWanted."""
         self._steps += 1
-        if self._steps % _LOOK_EVERY == 0 and time.thread_time() > self._until:
-            raise TooMuch(f"takes the chat template more than {self._limits.max_seconds:g} s")
+        if self._steps % _LOOK_EVERY == 0:
+            self._check_clock()
         if self._steps % _CHECK_EVERY == 0:
-            if self._steps > self._limits.max_steps:
-                raise TooMuch(f"takes the chat template more than {self._limits.max_steps} steps")
-            check_wanted(self._limits.wanted)
+            self._check_steps()
+
+    def steps(self, count: int) -> None:
+        """Many at once. Raises TooMuch or NotWanted."""
+        self._steps += count
+        self._check_clock()
+        self._check_steps()
+
+    def _check_clock(self) -> None:
+        if time.thread_time() > self._until:
+            raise TooMuch(f"takes the chat template more than {self._limits.max_seconds:g} s")
+
+    def _check_steps(self) -> None:
+        if self._steps > self._limits.max_steps:
+            raise TooMuch(f"takes the chat template more than {self._limits.max_steps} steps")
+        check_wanted(self._limits.wanted)
 
     def made(self, characters: int) -> None:
         """Text on its way. Raises TooMuch."""
@@ -155,7 +168,8 @@ class Meter(threading.local):
             self.before_percent(text, [right])
 
     def before_percent(self, text: str, given: list[Any]) -> None:
-        """Before values are put into the fields of `%`. Raises TooMuch."""
+        """Before values are put into the fields of `%`, each a step. Raises TooMuch."""
+        self.steps(text.count("%"))
         fields = _PERCENT_FIELD.findall(text)
         numbers = [number for field in fields for number in field if number]
         if _NESTED_KEY.search(text):
@@ -167,7 +181,8 @@ class Meter(threading.local):
         self._fits_filled(text, len(fields), widths, given)
 
     def _before_braces(self, text: str, given: list[Any]) -> None:
-        """Before values are put into the fields of `str.format`."""
+        """Before values are put into the fields of `str.format`, each a step."""
+        self.steps(text.count("{"))
         try:
             specs = [spec for _, _, spec, _ in Formatter().parse(text) if spec is not None]
         except ValueError:  # as `str.format` will say

@@ -62,13 +62,17 @@ class _Renderer:
             variables = probe.variables(self._tokens)
             return self._environment.render(self._template, variables, self.limits())
         except TooMuch:
+            self.limits()  # whose time may be over
             raise
         except Exception:  # it may refuse what was invented, in any way
             return None
 
     def limits(self) -> RenderLimits:
-        """With the time that is left."""
-        return replace(PROBE_LIMITS, max_seconds=self._until - time.thread_time())
+        """With the time that is left. Raises TooMuch if there is none."""
+        left = self._until - time.thread_time()
+        if left <= 0:
+            raise TooMuch(f"takes the chat template more than {_MAX_SECONDS:g} s, in all its forms")
+        return replace(PROBE_LIMITS, max_seconds=left)
 
 
 def find_traits(

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
@@ -25,6 +26,7 @@ from quire.service.text import tokenizer_files, vocab_and_merges
 
 _MAX_BYTES = 256 << 20  # of tokenizer.json
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_ADDED_KEY = re.compile(r'(?<!\\)"added_tokens"[ \t\n\r]*:[ \t\n\r]*')
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _SENTENCEPIECE = [
     {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
@@ -78,11 +80,17 @@ class Tokenizer:
 def load(directory: Path, vocab_size: int) -> Tokenizer:
     """Read tokenizer.json (of GPT-2 also vocab.json and merges.txt) and the files beside it. Raises
     ModelError, naming the file."""
-    backend = _backend(directory)
+    backend, stated = _backend(directory)
     files = tokenizer_files.read(directory)
+    stated |= {
+        token.content: token_id
+        for token_id, token in files.added.items()
+        if backend.token_to_id(token.content) is None
+    }
     backend.add_tokens(files.tokens())
     backend.encode_special_tokens = files.split_special_tokens
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    _check_ids(directory, vocabulary, stated)
     size = max(vocabulary.values(), default=-1) + 1
     if size > vocab_size:
         raise ModelError(
@@ -113,14 +121,16 @@ def load(directory: Path, vocab_size: int) -> Tokenizer:
     )
 
 
-def _backend(directory: Path) -> Backend:
+def _backend(directory: Path) -> tuple[Backend, dict[str, int]]:
+    """And its added tokens, with the ids that the file gives them."""
     path = directory / "tokenizer.json"
     if not path.exists():
         if vocab_and_merges.are_there(directory):
-            return vocab_and_merges.read(directory)
+            return vocab_and_merges.read(directory), {}
         raise ModelError(f"no tokenizer: {path} is missing")
     try:
-        backend = Backend.from_buffer(read_whole(path, _MAX_BYTES))
+        content = read_whole(path, _MAX_BYTES)
+        backend = Backend.from_buffer(content)
     except Exception as error:  # the library raises bare Exceptions
         raise ModelError(f"{path}: not a tokenizer: {error}") from error
     if _bytes_of(backend) is None:
@@ -133,7 +143,36 @@ def _backend(directory: Path) -> Backend:
     backend.no_padding()
     if isinstance(backend.model, BPE):
         backend.model.dropout = None  # is of training: the same text is the same ids each time
-    return backend
+    return backend, {token["content"]: token["id"] for token in _added(content.decode())}
+
+
+def _added(content: str) -> list[dict[str, Any]]:
+    """A tokenizer.json's added tokens. The whole file takes long to read once more; in a vocabulary
+    a token of that name has a number behind it."""
+    for key in _ADDED_KEY.finditer(content):
+        found, _ = json.JSONDecoder().raw_decode(content, key.end())
+        if isinstance(found, list):
+            return found
+    return []
+
+
+def _check_ids(directory: Path, vocabulary: Mapping[str, int], stated: Mapping[str, int]) -> None:
+    """Where ids are missing before an added token, the library gives it another one than its file,
+    perhaps another token's. Raises ModelError."""
+    where = directory / "tokenizer.json"
+    for token, token_id in stated.items():
+        if vocabulary.get(token) != token_id:
+            raise ModelError(
+                f"{where}: the added token {token!r} has the id {token_id} in its file, and "
+                f"{vocabulary.get(token)} where it is read: a token must have all ids before its "
+                "own, and one id alone"
+            )
+    by_id: dict[int, str] = {}
+    for token, token_id in vocabulary.items():
+        if by_id.setdefault(token_id, token) != token:
+            raise ModelError(
+                f"{where}: the tokens {by_id[token_id]!r} and {token!r} both have the id {token_id}"
+            )
 
 
 def _bytes_of(backend: Backend) -> Callable[[str], bytes] | None:

@@ -60,6 +60,13 @@ def test_what_is_written_and_read_is_what_json_does(value: Any, ascii_only: bool
         "{1:2}",
         '{"a":1, ,}',
         '{"a":\n"b',
+        "[1, 2, 3, ]",
+        "[1, 2, 03]",
+        "[1, 2, ,3]",
+        "[1, 2 3]",
+        "[1, 2, -]",
+        "[1, 2",
+        "[1, 2,",
     ],
 )
 def test_what_is_refused_is_refused_with_the_same_words(text: str) -> None:
@@ -96,6 +103,24 @@ def test_a_large_text_has_so_many_parts_at_most(monkeypatch: pytest.MonkeyPatch)
         assert large_json.loads(text + FAR) == json.loads(text)
 
 
+IDS = st.lists(
+    st.integers(0, 1 << 40) | st.sampled_from([-1, 0.5, "1,2", None, [1, 2], {"a": [3, 4]}]),
+    max_size=40,
+)
+
+
+@given(IDS, st.sampled_from([",", ", ", " ,\n\t"]))
+def test_runs_of_whole_numbers_are_read_as_one_by_one(ids: list[Any], comma: str) -> None:
+    text = json.dumps(ids, separators=(comma, ":")) + FAR
+    assert repr(large_json.loads(text)) == repr(json.loads(text))
+
+
+def test_ids_are_read_in_runs_of_bounded_length() -> None:
+    count = 100_000
+    text = json.dumps(list(range(count))) + FAR
+    assert count / 1024 < turns(lambda: large_json.loads(text), "c_call") < count / 100
+
+
 def test_what_json_cannot_hold_is_refused_however_much_there_is() -> None:
     for few in ([float("inf")], [float("nan")]):
         for value in (few, few * 2 * MANY):
@@ -107,13 +132,14 @@ def test_what_json_cannot_hold_is_refused_however_much_there_is() -> None:
         large_json.dumps(holds_itself)
 
 
-def turns(work: Callable[[], Any]) -> int:
-    """How often the interpreter comes by while work() runs: there it changes threads."""
+def turns(work: Callable[[], Any], counted: str = "call") -> int:
+    """How often the interpreter comes by while work() runs: there it changes threads. counted:
+    calls of Python's functions, or of C's."""
     count = 0
 
     def come_by(_frame: Any, event: str, _argument: Any) -> None:
         nonlocal count
-        count += event == "call"
+        count += event == counted
 
     sys.setprofile(come_by)
     try:

@@ -172,7 +172,7 @@ def test_the_cache_is_sized_beside_graphs_of_the_activations_dtype(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[torch.dtype] = []
-    monkeypatch.setattr(build_rank, "_profile", lambda *_: 0)
+    monkeypatch.setattr(build_rank, "peak_bytes", lambda *_: 0)
     monkeypatch.setattr(sizing, "graph_bytes", lambda _c, _s, dtype: seen.append(dtype) or 0)
     monkeypatch.setattr(sizing, "gpu_budget", lambda *_: (GIB, "a card"))
     cuda = cast(Any, type("On", (), {"seeds": type("At", (), {"device": torch.device("cuda")})}))

@@ -1,6 +1,9 @@
 """Compiled code is taken again only as it was sealed."""
 
 import logging
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,49 @@ def test_a_folder_that_cannot_be_written_is_replaced_and_said(
     assert f"kernels cannot be kept in {in_the_way}" in caplog.text
     assert "(name another)" in caplog.text
     assert writable(tmp_path / "new", what="kernels").folder == tmp_path / "new"
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    return tmp_path / "temporary"
+
+
+NO_FOLDER = Path("/dev/null/cache")
+KILLED = """
+import os, sys, tempfile
+from pathlib import Path
+from quire.kernels.sealed import writable
+tempfile.tempdir = sys.argv[1]
+print(writable(Path("/dev/null/cache"), what="kernels").folder, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+def test_what_a_killed_process_has_left_is_removed_and_nothing_in_use_is(temporary: Path) -> None:
+    def other() -> tuple[subprocess.Popen[str], Path]:
+        command = [sys.executable, "-c", KILLED, str(temporary)]
+        started = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-3, text=True)
+        assert started.stdout is not None
+        return started, Path(started.stdout.readline().strip())
+
+    (gone, left), (alive, held) = other(), other()
+    gone.communicate()
+    assert left.is_dir() and held.is_dir()
+    not_ours = temporary / "quire-compiled-of-somebody"  # which has no lock
+    not_ours.mkdir()
+    link = temporary / "quire-compiled-link"
+    link.symlink_to(held)
+    mine = writable(NO_FOLDER, what="kernels").folder
+    assert not left.exists() and not_ours.is_dir() and held.is_dir()
+    again = writable(NO_FOLDER, what="kernels").folder
+    assert mine.is_dir() and again.is_dir() and mine != again
+    alive.communicate()
+    writable(NO_FOLDER, what="kernels")
+    assert not held.exists() and mine.is_dir()
 
 
 def test_two_that_seal_an_entry_at_once_leave_it_whole(

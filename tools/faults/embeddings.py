@@ -70,4 +70,11 @@ FAULTS = (
         "                pass\n",
         (_CALLS + "what_cannot_be_asked_is_refused_by_its_field",),
     ),
+    Fault(
+        "embeddings: all ids of a call are looked at on the event loop",
+        "service/rpc/pooled_requests.py",
+        "        if not count:\n",
+        "        faults.ids(where, [count], 1 << 62)\n        if not count:\n",
+        (_CALLS + "ids_are_looked_at_off_the_event_loop",),
+    ),
 )

@@ -326,4 +326,42 @@ FAULTS = (
             "::test_stages_in_turn_write_no_more_than_one_after_another",
         ),
     ),
+    Fault(
+        "first start: what a killed process has copied stays",
+        "kernels/sealed.py",
+        "        _remove_left()\n",
+        "",
+        (SEALED + "what_a_killed_process_has_left_is_removed_and_nothing_in_use_is",),
+    ),
+    Fault(
+        "first start: what another process has copied is taken from it",
+        "kernels/sealed.py",
+        "    fcntl.flock(held, fcntl.LOCK_EX)\n",
+        "",
+        (SEALED + "what_a_killed_process_has_left_is_removed_and_nothing_in_use_is",),
+    ),
+    Fault(
+        "first start: a list of kernels that are gone keeps the others from being copied",
+        "engine/runner/compiled_cache.py",
+        "        for name in names:\n            with contextlib.suppress(OSError):",
+        "        with contextlib.suppress(OSError):\n            for name in names:",
+        (CACHE + "a_stale_list_stops_no_copy",),
+    ),
+    Fault(
+        "first start: whoever compiles knows no kernel of a folder that has moved",
+        "engine/runner/compile_worker.py",
+        "    movable_cache.use()  # as the engine does\n",
+        "",
+        ("tests/engine/runner/test_moved_cache.py",),
+    ),
+    Fault(
+        "a start: a refused engine is told when the vocabulary is read",
+        "service/app/server.py",
+        "            compiler.begin()\n",
+        "            asyncio.create_task(asyncio.to_thread(compiler.vocabulary))\n",
+        (
+            "tests/service/app/test_vocabulary_beside.py::test_a_refused_engine_is_told_while_"
+            "the_vocabulary_is_still_read",
+        ),
+    ),
 )

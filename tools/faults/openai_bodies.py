@@ -70,8 +70,8 @@ FAULTS = (
     Fault(
         "openai: a body in chunks of one byte holds up everybody",
         "service/openai/connection.py",
-        "self._chunks > MANY_CHUNKS",
-        "False and self._chunks > MANY_CHUNKS",
+        "            if self._chunks > most:\n",
+        "            if self._chunks < 0:\n",
         (LINES + "a_body_comes_in_as_many_chunks_as_its_bytes_need",),
     ),
     Fault(
@@ -87,5 +87,38 @@ FAULTS = (
         "        if len(self.found) >= MAX_FAULTS:\n",
         "        if False:\n",
         (FIELDS + "of_very_many_faults_no_more_are_looked_for_than_are_told",),
+    ),
+    Fault(
+        "openai bodies: each of a million texts is read before they are counted",
+        "clients/openai/vectors.py",
+        "    if len(texts) <= MAX_TEXTS:\n",
+        "    if texts:\n",
+        (
+            "tests/clients/openai/test_counted_first.py::test_texts_are_counted_before_they_are_read",
+        ),
+    ),
+    Fault(
+        "openai bodies: two million ids are read one by one",
+        "clients/large_json.py",
+        "        while run := _RUN.match(text, end):\n",
+        "        while run := _RUN.fullmatch(text, end):\n",
+        ("tests/clients/test_large_json.py::test_ids_are_read_in_runs_of_bounded_length",),
+    ),
+    Fault(
+        "openai bodies: names of texts are made on the event loop, of a million if there are",
+        "service/openai/vectors.py",
+        "        def told(refusal: Refusal) -> Refusal:\n",
+        "        _ = getattr(parsed, 'names', None)\n\n"
+        "        def told(refusal: Refusal) -> Refusal:\n",
+        (
+            "tests/service/openai/test_vectors.py::test_names_of_a_body_are_made_for_a_refusal_alone",
+        ),
+    ),
+    Fault(
+        "openai bodies: a chunk that is none closes the connection without a word",
+        "service/openai/connection.py",
+        "        begun = self._busy and self.cycle.response_started\n",
+        "        begun = self._busy\n",
+        (LINES + "a_chunk_that_is_none_is_answered_and_its_request_ends",),
     ),
 )

@@ -151,4 +151,13 @@ FAULTS = (
         'routing="round_robin"',
         ("tests/clients/test_loadtest.py::test_of_several_servers_the_client_library_chooses",),
     ),
+    Fault(
+        "ray: an ingress parses large bodies on its event loop",
+        "service/ray/openai_frontend.py",
+        "parsed() if len(body) <= INLINE_BYTES else",
+        "parsed() if body else",
+        (
+            "tests/service/ray/test_openai_frontend.py::test_a_large_body_is_parsed_off_the_event_loop",
+        ),
+    ),
 )

@@ -19,4 +19,11 @@ FAULTS = (
         "    most = MAX_STEP_TOKENS * tokens_a_tile\n",
         (_HERE + "tiles_of_a_step_are_bounded",),
     ),
+    Fault(
+        "step-limits: on a CPU a stream waits for the steps of a GPU",
+        "engine/startup/build_engine.py",
+        'config.step_tokens(cpu=rank.model.device.type == "cpu")',
+        "config.step_tokens()",
+        (_HERE + "a_stream_waits_for_short_steps_on_a_cpu",),
+    ),
 )

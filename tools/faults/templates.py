@@ -135,8 +135,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "template-goes-on-when-nobody-waits",
         "service/text/template_meter.py",
-        "            check_wanted(self._limits.wanted)\n",
-        "            pass\n",
+        "        check_wanted(self._limits.wanted)\n",
+        "",
         (RENDERING + "rendering_ends_when_nobody_waits",),
     ),
     Fault(
@@ -189,5 +189,33 @@ FAULTS: tuple[Fault, ...] = (
         "        if parts > self.longest:\n",
         "        if False:\n",
         (WIRE + "a_chat_of_more_parts_than_tokens_is_refused_before_it_is_built",),
+    ),
+    Fault(
+        "templates: a million fields are filled in each trial of a template",
+        "service/text/template_meter.py",
+        '        self.steps(text.count("%"))\n',
+        "",
+        (RENDERING + "a_template_that_makes_much_of_nothing_is_refused_at_load",),
+    ),
+    Fault(
+        "templates: trials of few steps go on when their time is over",
+        "service/text/template_traits.py",
+        "        if left <= 0:\n",
+        "        if left < -3600:\n",
+        (RENDERING + "a_template_is_loaded_in_so_much_time_and_no_more",),
+    ),
+    Fault(
+        "tokenizer: an added token behind a gap has another id than its file says",
+        "service/text/tokenizer.py",
+        "        if vocabulary.get(token) != token_id:\n",
+        "        if token not in vocabulary:\n",
+        (FILES + "a_token_that_would_get_another_id_is_refused",),
+    ),
+    Fault(
+        "tokenizer: two tokens have one id",
+        "service/text/tokenizer.py",
+        "        if by_id.setdefault(token_id, token) != token:\n",
+        "        if not token:\n",
+        (FILES + "a_token_that_would_get_another_id_is_refused",),
     ),
 )

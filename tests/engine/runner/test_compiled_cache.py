@@ -1,5 +1,6 @@
 """Compiled kernels are taken from the cache only as they were sealed there."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -70,3 +71,17 @@ def test_a_folder_that_cannot_be_written_is_replaced_and_said(
     assert found.folder != tmp_path / "file" / "cache"
     (found.folder / "probe").write_text("")
     assert "TRITON_CACHE_DIR" in caplog.text and str(tmp_path) in caplog.text
+
+
+def test_a_stale_list_stops_no_copy(cache: CompiledCache, tmp_path: Path) -> None:
+    """Of kernels that another version has thrown away, or of none: the others are there."""
+    gone = [f"GONE{i}" for i in range(50)]  # names are taken in any order
+    (cache.folder / "quire-bbbbbbbb.json").write_text(json.dumps(["ONE", *gone]))
+    (cache.folder / "quire-cccccccc.json").write_text("{")
+    (cache.folder / "ONE").chmod(0o500)  # as in an image
+    copy = CompiledCache(tmp_path / "copy")
+    copy.folder.mkdir()
+    copy.take_from(cache)
+    assert copy.is_whole(KEY) and not copy.is_whole("b" * 8)
+    assert sorted(path.name for path in copy.folder.glob("*/")) == ["ONE", "TWO"]
+    assert (copy.folder / "ONE").stat().st_mode & 0o777 == 0o700

@@ -10,7 +10,9 @@ from support.small_engine import model_config
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import ModelConfig
+from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.startup import sizing
+from quire.engine.startup.build_engine import build_engine
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,34 @@ def test_an_option_has_an_upper_bound(name: str, most: int, others: dict[str, An
     for more in (most + 1, 2**40):
         with pytest.raises(ConfigError, match=f"{name} = {more}: must be at most {most}"):
             config.replace(**{name: more})
+
+
+@pytest.mark.parametrize(
+    ("options", "card", "cpu"),
+    [
+        ({}, 8192, 512),
+        ({"max_num_seqs": 1000}, 8192, 1000),  # each may have a token in every step
+        ({"max_num_seqs": 9000}, 9000, 9000),
+        ({"max_num_batched_tokens": 4096}, 4096, 4096),
+    ],
+)
+def test_a_stream_waits_for_short_steps_on_a_cpu(
+    options: dict[str, int], card: int, cpu: int
+) -> None:
+    config = EngineConfig(
+        model="random:tiny", device="cpu", num_blocks=8, max_model_len=64, **options
+    )
+    assert config.step_tokens() == card
+    engine = build_engine(config, lambda _stage, _share: None)
+    assert engine.core.scheduler.max_num_batched_tokens == cpu
+
+
+def test_a_long_prompt_is_computed_in_steps_of_that_size() -> None:
+    config = EngineConfig(model="random:tiny", device="cpu", num_blocks=64, max_model_len=2048)
+    scheduler = build_engine(config, lambda _stage, _share: None).core.scheduler
+    scheduler.submit(GenerationRequest(1, (7,) * 1300, SamplingParams(max_tokens=1)))
+    plans = iter(scheduler.schedule, None)
+    assert [plan.num_tokens for plan in plans] == [512, 512, 276]
 
 
 def heads(group: int) -> ModelConfig:

@@ -289,7 +289,15 @@ def test_hostile_schemas_of_strict_tools_are_refused_by_name_in_one_line(name: s
     assert "\n" not in violation.description and "%json" not in violation.description
 
 
-@pytest.mark.parametrize("name", REASONS)
+@pytest.mark.parametrize("syntax", Syntax)
+def test_spaces_of_its_own_are_refused_of_a_tool_that_is_not_strict_too(syntax: Syntax) -> None:
+    tool = pb.Tool(name="f", parameters_json=json.dumps(REASONS["spaces"][0]))
+    required = pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_REQUIRED)
+    with pytest.raises(Refusal, match="x-guidance is not supported for calls"):
+        constraint_of(pb.Chat(tools=[tool], tool_choice=required), Family(syntax, thinks=False))
+
+
+@pytest.mark.parametrize("name", sorted(REASONS.keys() - {"spaces"}))
 def test_the_same_schemas_are_passed_over_where_tools_are_not_strict(name: str) -> None:
     tool = pb.Tool(name="f", parameters_json=json.dumps(REASONS[name][0]))
     required = pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_REQUIRED)

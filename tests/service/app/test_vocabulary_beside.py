@@ -47,6 +47,34 @@ def test_a_vocabulary_is_read_while_the_engine_starts(
     run(test)
 
 
+def test_a_refused_engine_is_told_while_the_vocabulary_is_still_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, refused, read = threading.Event(), threading.Event(), threading.Event()
+    told_first: list[bool] = []
+
+    def vocabulary(_self: Compiler) -> Any:
+        reading.set()
+        told_first.append(refused.wait(PATIENCE))
+        read.set()
+        raise ValueError("nobody asks for it any more")
+
+    async def started(_self: AsyncEngine, *_: Any) -> None:
+        assert await asyncio.to_thread(reading.wait, PATIENCE)
+        raise ConfigError("no room")
+
+    async def test() -> None:
+        async with serving(load=False) as running:
+            with pytest.raises(ConfigError, match="no room"):
+                await running.server.load(VOCAB_SIZE, eos_token_ids=(EOS,))
+
+    monkeypatch.setattr(Compiler, "vocabulary", vocabulary)
+    monkeypatch.setattr(AsyncEngine, "start", started)
+    run(test)  # and the event loop's end waits for none of its threads
+    refused.set()
+    assert read.wait(PATIENCE) and told_first == [True]
+
+
 def test_what_the_engine_says_of_its_model_counts() -> None:
     async def test() -> None:
         async with serving(load=False) as running:

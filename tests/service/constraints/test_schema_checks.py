@@ -74,6 +74,24 @@ def test_names_are_counted_over_all_that_holds_at_once() -> None:
             compiled(refused)
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"additionalProperties": {"type": "string"}},
+        {"patternProperties": {"^[^a]*$": {"type": "string"}}, "additionalProperties": False},
+    ],
+)
+def test_a_name_that_is_listed_comes_once_and_any_other_is_valid_each_time(
+    rest: dict[str, Any],
+) -> None:
+    schema = {"properties": {"a": {"type": "integer"}}, "required": ["a", "z"], **rest}
+    matcher = compiled({"type": "object", **schema})
+    assert written(matcher, '{"a": 1, "z": "2"}')
+    for again in ('"a": 1', '"a": "2"', '"\\u0061": "2"', '"z": "2"', '"b": 1, "b": "2"'):
+        assert not written(matcher, f'{{"a": 1, "z": "2", {again}}}'), again
+    assert written(matcher, '{"a": 1, "z": "2", "b": "3", "b": "4"}')  # docs/openai.md says so
+
+
 def test_a_grammars_numbers_are_read_as_they_were_checked() -> None:
     """However many digits they are spelled with."""
     grammar = 'start: %json {"type": "number", "minimum": 0.23086654154098429359}'

@@ -1,10 +1,11 @@
 """What RFC 9112 has a server take before a path: empty lines, and a target with its host."""
 
+import asyncio
 import json
 
 import h11
 import pytest
-from support.harness import run, serving
+from support.harness import PATIENCE, run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 
 from quire.service.openai.connection import MAX_HEADER_BYTES
@@ -113,9 +114,39 @@ def test_a_body_comes_in_as_many_chunks_as_its_bytes_need(
                 assert [(await peer.told()).status for _ in range(2)] == [200, 200]
                 assert (await peer.ask(chunked(body, size))).status == 200  # counted anew
             else:
+                told = await peer.told()
+                assert told.status == 400 and told.headers["connection"] == "close"
+                assert "at most" in told.json["error"]["message"]
                 assert await peer.ended() == b""
             await peer.close()
             assert (await running.idle()).requests.finished_cancelled == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"2;" + b"a" * 40_000 + b"\r\n{}\r\n", id="an extension too long"),
+        pytest.param(b"2" * 40_000 + b"\r\n{}\r\n", id="a size too long"),
+        pytest.param(b"two\r\n{}\r\n", id="no size"),
+    ],
+)
+def test_a_chunk_that_is_none_is_answered_and_its_request_ends(line: bytes) -> None:
+    async def test() -> None:
+        async with serving(http=True) as running:
+            peer = await Peer.to(running.server.http_port)
+            whole = b"1\r\n \r\n"
+            peer.writer.write(head("POST", CHAT, **CHUNKED) + whole + line)
+            told = await peer.told()
+            assert (told.status, told.code, told.headers["connection"]) == (400, "http", "close")
+            assert await peer.ended() == b""
+            await peer.close()
+            http = running.server._http
+            assert http is not None
+            async with asyncio.timeout(PATIENCE):
+                while http.connections or http._state.tasks:  # it reads no body any more
+                    await asyncio.sleep(0)
 
     run(test)
 

@@ -13,6 +13,8 @@ from support import http1, judging_tokenizer
 from support.fake_engine import Device, state_of
 from support.harness import Running, run, serving
 
+from quire.clients.openai.vectors import EmbeddingsBody
+
 TEXTS = [[300, 301], [302], [303, 304, 305]]
 
 
@@ -126,6 +128,26 @@ def test_bad_bodies_name_their_fields() -> None:
             stats = await running.stats()
             assert stats.requests.refused["INVALID_ARGUMENT"] == len(bad)
 
+    run(test)
+
+
+def test_names_of_a_body_are_made_for_a_refusal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    names = EmbeddingsBody.names
+
+    def counted(body: EmbeddingsBody) -> Any:
+        made.append(1)
+        return names.fget(body)  # type: ignore[attr-defined]
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            assert (await post(running, "embeddings", {"input": TEXTS})).status == 200
+            assert not made
+            told = await post(running, "embeddings", {"input": [[1], [1 << 20]]})
+            assert told.json["error"]["param"] == "input[1][0]"
+            assert made == [1]
+
+    monkeypatch.setattr(EmbeddingsBody, "names", property(counted))
     run(test)
 
 

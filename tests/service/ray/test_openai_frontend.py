@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import threading
 from typing import Any, cast
 
 import pytest
 from starlette.requests import Request
 
+from quire.service.openai.request_reader import INLINE_BYTES
+from quire.service.ray import openai_frontend
 from quire.service.ray.application_plan import Plan
 from quire.service.ray.openai_frontend import OpenAIFrontend
 from quire.v1 import inference_pb2 as pb
@@ -78,3 +81,32 @@ def test_what_is_not_there_is_refused_in_the_servers_words(
     assert found == status and words in told["error"]["message"]
     assert {"message", "type", "code"} <= set(told["error"])
     assert streams.asked == 0
+
+
+@pytest.mark.parametrize("size", [1, INLINE_BYTES])
+def test_a_large_body_is_parsed_off_the_event_loop(
+    face: OpenAIFrontend, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    parse = openai_frontend.parse
+
+    def parsed(body: bytes) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return parse(body)
+
+    monkeypatch.setattr(openai_frontend, "parse", parsed)
+    body = json.dumps({"prompt": "a" * size}).encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "server": ("127.0.0.1", 8000),
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    asyncio.run(face.answer(Request(scope, receive)))
+    assert [thread is threading.current_thread() for thread in threads] == [size == 1]

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.fake_engine import HIDDEN_SIZE, Device, DeviceLost, state_of
 from support.harness import PATIENCE, Running, ask, generate, overdue, run, serving
 
 from quire.service.errors import Refusal
+from quire.service.rpc.field_faults import Faults
 from quire.service.rpc.pooled_requests import MAX_TEXTS
 from quire.service.security.keys import make_entry
 from quire.v1 import inference_pb2 as pb
@@ -182,6 +184,25 @@ def test_what_cannot_be_asked_is_refused_by_its_field(judging: Path) -> None:
             code, faults = await refused(call)
             assert code is INVALID and "has no token 'yes'" in faults["model"]
 
+    run(test)
+
+
+def test_ids_are_looked_at_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[str] = []
+    look = Faults.ids
+
+    def looking(faults: Faults, field: str, ids: Any, vocab_size: int) -> None:
+        looked_at.append(threading.current_thread().name)
+        look(faults, field, ids, vocab_size)
+
+    async def test() -> None:
+        async with serving() as running:
+            code, faults = await refused(ask_embed(running, embed([1], [2, 1 << 20])))
+            assert code is INVALID and "the vocabulary has" in faults["inputs[1].token_ids.ids[1]"]
+            assert len(looked_at) == 2
+            assert all(name.startswith("quire-prompts-") for name in looked_at)
+
+    monkeypatch.setattr(Faults, "ids", looking)
     run(test)
 
 

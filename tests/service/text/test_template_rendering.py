@@ -272,6 +272,9 @@ MUCH = [  # each makes, or goes through, more than 16 million characters, digits
     "{% for i in range(9000) %}{% for j in range(9000) if false %}{% endfor %}{% endfor %}",
     "{% for i in range(9000) recursive %}{{ loop([i]) if loop.depth < 3 }}{% endfor %}",
     "{{ range(90000) | map('upper') | list }}",
+    "{{ ('%s' * 30000) % messages[0].role }}",
+    "{{ ('%s' * 30000) | format(messages[0].role) }}",
+    "{{ ('{}' * 30000).format(messages[0].role) }}",
 ]
 
 
@@ -329,7 +332,7 @@ def test_a_template_is_loaded_in_so_much_time_and_no_more(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(template_traits, "_MAX_SECONDS", 0.0)
-    with pytest.raises(ModelError, match=r"where\.jinja: .* takes the chat template more than"):
+    with pytest.raises(ModelError, match=r"where\.jinja: .* takes the chat template more than 0 s"):
         ChatTemplate(source + "{{ messages[0].content }}</b>", {}, origin="where.jinja")
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from quire.engine.errors import ModelError
+from quire.engine.request import Constraint, Vocabulary
+from quire.service.constraints.grammars import Grammars
 from quire.service.models import pocket
 from quire.service.text.chat_template import ChatTemplate, Conversation
 from quire.service.text.tokenizer import load
@@ -161,6 +165,74 @@ def test_a_key_that_stands_twice_is_refused(directory: Path) -> None:
     path = directory / "tokenizer_config.json"
     path.write_text('{"eos_token": "<x>", "eos_token": "<y>"}')
     with pytest.raises(ModelError, match=r'tokenizer_config\.json: .*"eos_token" stands twice'):
+        load(directory, VOCAB_SIZE)
+
+
+def edited(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    edit(content)
+    write(directory, "tokenizer.json", content)
+
+
+def without_3000(content: dict[str, Any]) -> None:
+    """No token has this id, and none is made of it."""
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    gone = next(token for token, token_id in vocabulary.items() if token_id == 3000)
+    del vocabulary[gone]
+    pairs = [(one, one if isinstance(one, list) else one.split(" ")) for one in merges]
+    content["model"]["merges"] = [one for one, pair in pairs if gone not in (*pair, "".join(pair))]
+
+
+def test_an_id_that_no_token_has_is_no_text_and_never_drawn(directory: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        without_3000(content)
+        content["added_tokens"] = content["added_tokens"][:3]  # in the vocabulary themselves
+
+    edited(directory, edit)
+    tokenizer = load(directory, VOCAB_SIZE)
+    assert tokenizer.pieces[3000] == b"" and tokenizer.pieces[3001] != b""
+    ids = tokenizer.encode("Hello there", add_special_tokens=False)
+    assert b"".join(tokenizer.pieces[i] for i in ids) == b"Hello there"
+    grammars = Grammars()
+    grammars.set_vocabulary(Vocabulary(tokenizer.backend.to_str(), VOCAB_SIZE, (0,)))
+    matcher = grammars.compile(Constraint("regex", ".*"))
+    mask = matcher.mask()
+    assert not mask[3000 >> 3] & 1 << (3000 & 7) and mask[3001 >> 3] & 1 << (3001 & 7)
+    for i in ids:
+        matcher.accept(i)
+
+
+def far_token(content: dict[str, Any]) -> None:
+    last = content["added_tokens"][-1]
+    content["added_tokens"].append({**last, "id": 4150, "content": "<far>"})
+
+
+def twice(content: dict[str, Any]) -> None:
+    vocabulary = content["model"]["vocab"]
+    vocabulary[next(token for token, token_id in vocabulary.items() if token_id == 3001)] = 3000
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (far_token, "the added token '<far>' has the id 4150 in its file, and 4096 where it is"),
+        (without_3000, "the added token '<think>' has the id 4090 in its file, and 4089 where"),
+        (twice, "both have the id 3000"),
+    ],
+)
+def test_a_token_that_would_get_another_id_is_refused(
+    directory: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edited(directory, edit)
+    with pytest.raises(ModelError, match=re.escape(message)):
+        load(directory, VOCAB_SIZE)
+
+
+def test_a_token_of_a_file_beside_has_the_id_that_it_says(directory: Path) -> None:
+    write(directory, "tokenizer_config.json", CLASS)
+    write(directory, "added_tokens.json", {"<new>": 4098})
+    with pytest.raises(ModelError, match=r"'<new>' has the id 4098 .* and 4096 where"):
         load(directory, VOCAB_SIZE)
 
 
