@@ -8,7 +8,6 @@ cores: what takes long on many cores is to load torch on each.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import importlib.util
 import logging
 import queue

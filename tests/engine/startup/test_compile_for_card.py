@@ -18,7 +18,7 @@ import torch
 from quire.engine.config import EngineConfig
 from quire.engine.errors import CompileError, ConfigError
 from quire.engine.model.load_config import model_config
-from quire.engine.runner import compile_ahead, compile_process, exact_mode
+from quire.engine.runner import compile_ahead, compile_orders, compile_process, exact_mode
 from quire.engine.runner.compile_orders import DECIDING, Orders
 from quire.engine.startup import build_rank, compile_for_card
 from quire.engine.startup.compile_for_card import card_named, orders_for
@@ -176,14 +176,14 @@ def test_a_server_of_another_version_compiles_for_itself(
     worker(STAND_IN)
     compiled(CONFIG, "h200", None)
     assert cache.exists() and not server(CONFIG)
-    told, read = compile_ahead.importlib.metadata.version, Path.read_bytes
+    told, read = compile_orders.importlib.metadata.version, Path.read_bytes
     for package in ("triton", "torch"):
         changed = lambda name, of=package: "3.9.9" if name == of else told(name)  # noqa: E731
         with monkeypatch.context() as other:
             other.setattr("importlib.metadata.version", changed)
             assert server(CONFIG), package
     with monkeypatch.context() as other:
-        other.setattr(compile_ahead.sysconfig, "get_config_var", lambda _name: "cpython-399")
+        other.setattr(compile_orders.sysconfig, "get_config_var", lambda _name: "cpython-399")
         assert server(CONFIG), "Python"
     with monkeypatch.context() as other:
         other.setattr(Path, "read_bytes", lambda path: read(path) + b"#" * (path.suffix == ".py"))
