@@ -9,7 +9,6 @@ whoever needs another one removes those that nobody holds, of processes that wer
 
 import atexit
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,6 +18,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +127,8 @@ def _temporary() -> Path:
     """A folder that ends with this process; if this is killed, with the next `_remove_left`."""
     folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if fcntl is None:
+        return folder
     new = folder / f"{_LOCK}.new"
     held = os.open(new, os.O_CREAT | os.O_RDWR, 0o600)  # it stays open
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -132,6 +138,8 @@ def _temporary() -> Path:
 
 def _remove_left() -> None:
     """The temporary folders of processes of this user that have ended without removing them."""
+    if fcntl is None:
+        return
     for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
         with contextlib.suppress(OSError):  # none of ours, in use, or already removed
             held = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
