@@ -209,13 +209,19 @@ def _refuse_forgery(chat: Conversation, traits: Traits) -> None:
 
 def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
     """A name, tool calls or thoughts that the template never shows would be lost without a word;
-    not a tool's name, where the call that it answers says the same."""
+    not a tool's name, where the call that it answers says the same, nor the name of who alone
+    speaks in a role: names tell the speakers of one role apart."""
     called: dict[str, str] = {}  # functions, by their calls' ids
+    speakers: dict[str, set[str | None]] = {}
+    for message in chat.messages:
+        speakers.setdefault(message["role"], set()).add(message.get("name"))
     for i, message in enumerate(chat.messages):
         for call in message.get("tool_calls", ()):
             if "id" in call:
                 called[call["id"]] = call["function"]["name"]
         known = called.get(message.get("tool_call_id", ""))
+        if message["role"] != "tool" and len(speakers[message["role"]]) == 1:
+            known = message.get("name")
         for name in _JUDGED:
             lost = name in message and not traits.shows(message["role"], name)
             if lost and not (name == "name" and message["name"] == known):

@@ -5,6 +5,7 @@ from faults.fault import Fault
 CLIENT = "tests/service/openai/test_openai_client.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
+RENDERING = "tests/service/text/test_template_rendering.py::test_"
 LINES = "tests/service/openai/test_request_lines.py::test_"
 
 FAULTS = (
@@ -87,5 +88,26 @@ FAULTS = (
         "        if len(self.found) >= MAX_FAULTS:\n",
         "        if False:\n",
         (FIELDS + "of_very_many_faults_no_more_are_looked_for_than_are_told",),
+    ),
+    Fault(
+        "openai bodies: a name is refused where it tells nobody apart",
+        "service/text/chat_template.py",
+        'len(speakers[message["role"]]) == 1:\n',
+        "False:\n",
+        (RENDERING + "names_that_tell_nobody_apart_may_be_ignored",),
+    ),
+    Fault(
+        "openai bodies: a name is ignored where it tells speakers apart",
+        "service/text/chat_template.py",
+        'len(speakers[message["role"]]) == 1:\n',
+        "speakers:\n",
+        (RENDERING + "names_that_tell_nobody_apart_may_be_ignored",),
+    ),
+    Fault(
+        "openai bodies: no effort is as if unset",
+        "clients/openai/chat.py",
+        'effort != "medium"',
+        'effort not in ("medium", "none")',
+        (FIELDS + "an_effort_is_what_a_template_can_make_of_it",),
     ),
 )
