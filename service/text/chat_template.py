@@ -15,7 +15,7 @@ import jinja2
 
 from quire.engine.errors import ModelError
 from quire.service.text.template_environment import Environment
-from quire.service.text.template_meter import RenderLimits, TooMuch
+from quire.service.text.template_meter import RenderLimits, TooManyBytes, TooMuch
 from quire.service.text.template_traits import PROBE_LIMITS, Traits, find_traits
 from quire.service.text.template_values import as_rendered, texts
 from quire.service.text.thinking import Thinking, thinking_of
@@ -38,6 +38,10 @@ class TemplateRefusal(Exception):
         super().__init__(f"{field_name}: {message}")
         self.field = field_name
         self.message = message
+
+
+class TemplateTooLong(TemplateRefusal):
+    """A conversation that renders to more than is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,8 @@ class ChatTemplate:
             return compiled.environment.render(compiled.template, variables, limits)
         except NotWanted:
             raise
+        except TooManyBytes as error:
+            raise TemplateTooLong("chat", str(error)) from error
         except TooMuch as error:
             raise TemplateRefusal("chat", str(error)) from error
         except Exception as error:  # a template may fail in any way on what it is given
@@ -237,6 +243,10 @@ def _strings(chat: Conversation) -> Iterator[tuple[str, str, str]]:
             kind = "call" if key == "tool_calls" else f"{message['role']}.{key}"
             for inner, text in texts(value, kind):
                 yield f"chat.messages[{i}].{key}", inner, text
+        for call in message.get("tool_calls", ()):
+            arguments = call.get("function", {}).get("arguments")
+            if isinstance(arguments, str):  # no JSON around it: as open as what a user says
+                yield f"chat.messages[{i}].tool_calls", "user.content", arguments
     for i, tool in enumerate(chat.tools):
         for kind, text in texts(tool, "tool"):
             yield f"chat.tools[{i}]", kind, text
