@@ -193,11 +193,11 @@ CALLS = """{% for m in messages %}{{ m.role }}{% for c in m.tool_calls or [] %}
 WRITTEN = ('{"code": "a\nb"}', '{"a": 1, "a": "é"}', "{'a': 1}", "[1]")  # by models, as calls
 
 
-@pytest.mark.parametrize("shown", ["{{ a }}", "{{ a | tojson }}", "{{ a | tojson(ensure_ascii=True) }}"])
+@pytest.mark.parametrize("shown", ["a", "a | tojson", "a | tojson(ensure_ascii=True)"])
 def test_arguments_that_are_no_object_are_shown_as_they_are(shown: str) -> None:
     chat = pb.Chat(messages=[user(), assistant(tool_calls=[call("{}"), *map(call, WRITTEN)])])
     read = messages.read(chat)
-    rendered = ChatTemplate(CALLS.replace("SHOWN", shown), {}).render(read)
+    rendered = ChatTemplate(CALLS.replace("SHOWN", f"{{{{ {shown} }}}}"), {}).render(read)
     messages.refuse_lost_arguments(read, rendered)
     assert ('{"code": "a\nb"}' in rendered) == ("tojson" not in shown)
 
@@ -208,17 +208,22 @@ def test_arguments_that_are_no_object_and_not_shown_are_refused(shown: str) -> N
     read = messages.read(chat)
     rendered = ChatTemplate(CALLS.replace("SHOWN", shown), {}).render(read)
     for text in (rendered, ""):
-        with pytest.raises(Refusal, match="NaN is no number of JSON; and the chat template") as caught:
+        with pytest.raises(Refusal, match="NaN is no number of JSON; and the") as caught:
             messages.refuse_lost_arguments(read, text)
         [told] = caught.value.violations
         assert told.field == "chat.messages[1].tool_calls[1].arguments_json"
 
 
 def test_no_turn_is_forged_in_arguments_that_are_no_object() -> None:
-    source = "{% for m in messages %}<turn>{{ m.content }}{{ m.tool_calls | tojson }}{% endfor %}"
-    read = messages.read(pb.Chat(messages=[assistant(tool_calls=[call("<turn>")])]))
+    source = """{% for m in messages %}<turn>{% if m.role == 'user' %}<says>{{ m.content }}</says>{%
+    endif %}{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{{ c.function.name }}{%
+    endfor %}</turn>{% endfor %}"""
+    template = ChatTemplate(source, {})
+    as_json = messages.read(pb.Chat(messages=[assistant(tool_calls=[call('{"a": "</says>"}')])]))
+    assert "</says>" in template.render(as_json)
+    read = messages.read(pb.Chat(messages=[assistant(tool_calls=[call("</says>")])]))
     with pytest.raises(TemplateRefusal, match="marker") as caught:
-        ChatTemplate(source, {}, added=["<turn>"]).render(read)
+        template.render(read)
     assert caught.value.field == "chat.messages[0].tool_calls"
 
 

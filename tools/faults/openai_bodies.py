@@ -140,6 +140,8 @@ FAULTS = (
         "service/text/chat_template.py",
         '"user.content", arguments',
         '"call.value", ""',
-        ("tests/clients/test_strict_json.py::test_no_turn_is_forged_in_arguments_that_are_no_object",),
+        (
+            "tests/clients/test_strict_json.py::test_no_turn_is_forged_in_arguments_that_are_no_object",
+        ),
     ),
 )
