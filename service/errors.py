@@ -170,8 +170,8 @@ def show(value: object) -> str:
 
 
 def invalid(violations: Sequence[Violation]) -> Refusal:
-    """Fields that cannot be as they are. A prompt that is too long has a reason of its own, on which
-    programs shorten their conversation and ask again."""
+    """Fields that cannot be as they are. A prompt that is too long is told by a reason of its
+    own, for programs that then shorten their conversation and ask again."""
     too_long = any(isinstance(one, TooLong) for one in violations)
     message = "; ".join(f"{field}: {text}" for field, text in violations[:_MAX_VIOLATIONS])
     return Refusal(

@@ -41,7 +41,7 @@ def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
     prompt_logprobs = check_prompt_logprobs(body, request, stream=stream)
     if body.has("modalities"):
         body.only("modalities", ["text"])
-    body.end(_HINTS)
+    body.end((*_HINTS, *constraints.OTHER_NAMES))
     faults.raise_if_any()
     given["sampling.logprobs"] = "top_logprobs"
     logprobs = request.sampling.HasField("logprobs")

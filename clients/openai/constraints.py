@@ -1,11 +1,25 @@
 """`response_format` and `structured_outputs` as the contract's Constraint."""
 
+import json
 from typing import Any
 
 from quire.clients import large_json
 from quire.clients.openai.fields import Fields
 from quire.v1 import inference_pb2 as pb
 
+OTHER_NAMES = tuple(  # of older vLLM, and of SGLang
+    (name, f"is not supported: use structured_outputs = {{{json.dumps(kind)}: …}}")
+    for name, kind in (
+        ("guided_json", "json"),
+        ("guided_regex", "regex"),
+        ("guided_choice", "choice"),
+        ("guided_grammar", "grammar"),
+        ("json_schema", "json"),
+        ("regex", "regex"),
+        ("ebnf", "grammar"),
+    )
+)
+_SCHEMA = 'is not supported: use type = "json_schema", and json_schema = {"schema": …}'
 _FORMATS = ("text", "json_object", "json_schema")
 _KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
@@ -40,7 +54,7 @@ def _format(body: Fields, request: pb.GenerateRequest) -> Named:
         schema.passed_over("name", "description", "strict")
         request.constraint.json_schema = _schema(schema, "schema")
         schema.end()
-    given.end()
+    given.end((("schema", _SCHEMA), ("value", _SCHEMA)))
     if kind not in _FORMATS[1:]:
         return {}
     return {

@@ -6,6 +6,7 @@ CLIENT = "tests/service/openai/test_openai_client.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
 SENT = "tests/service/openai/test_what_clients_send.py::test_"
+OTHERS = "tests/clients/openai/test_other_clients_fields.py::test_"
 RENDERING = "tests/service/text/test_template_rendering.py::test_"
 LINES = "tests/service/openai/test_request_lines.py::test_"
 
@@ -109,7 +110,7 @@ FAULTS = (
         "clients/openai/chat.py",
         'effort != "medium"',
         'effort not in ("medium", "none")',
-        (FIELDS + "an_effort_is_what_a_template_can_make_of_it",),
+        (OTHERS + "an_effort_is_what_a_template_can_make_of_it",),
     ),
     Fault(
         "openai bodies: a prompt that is too long is a fault like any other",

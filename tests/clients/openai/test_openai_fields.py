@@ -202,22 +202,6 @@ def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
     assert faults(skip_special_tokens=False) == {"skip_special_tokens": "false: must be true"}
 
 
-def test_an_effort_is_what_a_template_can_make_of_it() -> None:
-    assert request(reasoning_effort="medium") == request()
-    for effort, key, value in (
-        ("none", "enable_thinking", False),
-        *((effort, "reasoning_effort", effort) for effort in ("minimal", "low", "high", "xhigh")),
-    ):
-        read = asked(reasoning_effort=effort, chat_template_kwargs={"a": 1})
-        told = json.loads(read.requests[0].chat.chat_template_kwargs)
-        assert told == {"a": 1, key: value}
-        contract = f"chat.chat_template_kwargs.{key}"
-        [fault] = read.names().faults([(contract, "is not mentioned")])
-        assert fault.field == "reasoning_effort" and "medium is as if unset" in fault.words
-        both = faults(reasoning_effort=effort, chat_template_kwargs={key: True})
-        assert f"excludes chat_template_kwargs.{key}" in both["reasoning_effort"]
-
-
 def test_of_very_many_faults_the_first_are_told() -> None:
     assert len(faults(**{f"x{i}": i for i in range(10_000)})) == 16
 
