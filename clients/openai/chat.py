@@ -20,7 +20,6 @@ _HINTS = (
     ("echo", "is of /v1/completions alone"),
     ("audio", "is not supported: answers are text"),
     ("moderation", "is not supported: nothing is moderated here"),
-    ("verbosity", "is not supported: ask for it in a message"),
     ("web_search_options", "is not supported: give a tool that searches"),
 )
 
@@ -39,8 +38,8 @@ def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
         request.parse_output = parse_output
     stream, usage = read_streaming(body)
     prompt_logprobs = check_prompt_logprobs(body, request, stream=stream)
-    if body.has("modalities"):
-        body.only("modalities", ["text"])
+    body.only("modalities", ["text"])
+    body.only("verbosity", "medium", why="must be medium: ask for another in a message")
     body.end((*_HINTS, *constraints.OTHER_NAMES))
     faults.raise_if_any()
     given["sampling.logprobs"] = "top_logprobs"

@@ -19,7 +19,7 @@ OTHER_NAMES = tuple(  # of older vLLM, and of SGLang
         ("ebnf", "grammar"),
     )
 )
-_SCHEMA = 'is not supported: use type = "json_schema", and json_schema = {"schema": …}'
+_BARE = ("schema", "value")  # of json_object: a schema, for llama.cpp and for Hugging Face's server
 _FORMATS = ("text", "json_object", "json_schema")
 _KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
@@ -43,6 +43,9 @@ def _format(body: Fields, request: pb.GenerateRequest) -> Named:
     kind = given.value("type")
     if kind not in _FORMATS:
         given.fault("type", kind, f"must be one of {', '.join(_FORMATS)}")
+    bare = next((name for name in _BARE if kind == "json_object" and given.has(name)), None)
+    if bare is not None:
+        request.constraint.json_schema = _schema(given, bare)
     elif kind == "json_object":
         request.constraint.json_object = True
     schema = given.nested("json_schema")
@@ -54,11 +57,11 @@ def _format(body: Fields, request: pb.GenerateRequest) -> Named:
         schema.passed_over("name", "description", "strict")
         request.constraint.json_schema = _schema(schema, "schema")
         schema.end()
-    given.end((("schema", _SCHEMA), ("value", _SCHEMA)))
+    given.end()
     if kind not in _FORMATS[1:]:
         return {}
     return {
-        "constraint.json_schema": "response_format.json_schema.schema",
+        "constraint.json_schema": f"response_format.{bare or 'json_schema.schema'}",
         "constraint.json_object": "response_format.type",
         "constraint": "response_format",
     }

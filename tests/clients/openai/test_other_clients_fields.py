@@ -36,11 +36,17 @@ def test_other_names_of_constraints_are_told_apart_from_typing_errors(
         completions.read({"prompt": "a", field: "x"})
     for told in (faults(**{field: "x"}), dict(caught.value.faults)):
         assert f'structured_outputs = {{"{kind}": …}}' in told[field]
-    schema = {
-        "type": "json_object",
-        "value": {"type": "object"},
-    }  # as Hugging Face's client sends it
-    assert 'type = "json_schema"' in faults(response_format=schema)["response_format.value"]
+
+
+@pytest.mark.parametrize("name", ["schema", "value"])
+def test_a_schema_beside_json_object_is_honoured(name: str) -> None:
+    schema = {"type": "object"}
+    read = asked(response_format={"type": "json_object", name: schema})
+    assert json.loads(read.requests[0].constraint.json_schema) == schema
+    told = read.names().body("constraint.json_schema.type")
+    assert told == f"response_format.{name}.type"
+    for other in ({"type": "text"}, {"type": "json_object", "schema": {}, "value": {}}):
+        assert list(faults(response_format={name: schema, **other}))
 
 
 def test_an_effort_is_what_a_template_can_make_of_it() -> None:
@@ -57,6 +63,11 @@ def test_an_effort_is_what_a_template_can_make_of_it() -> None:
         assert fault.field == "reasoning_effort" and "medium is as if unset" in fault.words
         both = faults(reasoning_effort=effort, chat_template_kwargs={key: True})
         assert f"excludes chat_template_kwargs.{key}" in both["reasoning_effort"]
+
+
+def test_a_verbosity_is_taken_if_it_is_the_usual_one() -> None:
+    assert asked(verbosity="medium") == asked()
+    assert "in a message" in faults(verbosity="low")["verbosity"]
 
 
 def test_other_kinds_of_tools_are_told_what_is_here_instead() -> None:
