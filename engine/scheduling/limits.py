@@ -68,19 +68,18 @@ class RequestLimits:
 
     def _check_length(self, prompt: int, max_tokens: int) -> None:
         total = prompt + max_tokens
-        said = (
-            "with it the prompt is too long: "
-            f"prompt ({prompt}) + max_tokens ({max_tokens}) = {total} tokens"
-        )
         if total > self.max_model_len:
             left = min(self.max_model_len, self.num_blocks * self.block_size + 1) - prompt
             fits = f": at most {left} fit" if left > 0 else ""
             limit = f"max_model_len = {self.max_model_len}{fits}"
-            raise TooLongError("max_tokens", f"{said} exceed {limit}")
+            raise _too_long(prompt, max_tokens, f"exceed {limit}")
         # The last token is sampled, and never computed.
         needed, usable = -(-(total - 1) // self.block_size), self.num_blocks
         if needed > usable:
-            raise TooLongError(
-                "max_tokens",
-                f"{said} need {needed} cache blocks of {self.block_size}; the cache has {usable}",
-            )
+            limit = f"{needed} cache blocks of {self.block_size}; the cache has {usable}"
+            raise _too_long(prompt, max_tokens, f"need {limit}")
+
+
+def _too_long(prompt: int, max_tokens: int, limit: str) -> TooLongError:
+    said = f"prompt ({prompt}) + max_tokens ({max_tokens}) = {prompt + max_tokens} tokens {limit}"
+    return TooLongError("max_tokens", f"with it the prompt is too long: {said}")
