@@ -231,9 +231,9 @@ def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
         for name in _JUDGED:
             lost = name in message and not traits.shows(message["role"], name)
             if lost and not (name == "name" and message["name"] == known):
-                raise TemplateRefusal(
-                    f"chat.messages[{i}].{name}", "the model's chat template would ignore it"
-                )
+                said = "; its content may say who speaks" if name == "name" else ""
+                why = f"the model's chat template would ignore it{said}"
+                raise TemplateRefusal(f"chat.messages[{i}].{name}", why)
 
 
 def _strings(chat: Conversation) -> Iterator[tuple[str, str, str]]:

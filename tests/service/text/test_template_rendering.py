@@ -167,7 +167,9 @@ def test_names_that_tell_nobody_apart_may_be_ignored() -> None:
     alone = (system, user, said("assistant", "c", name="Helper"), user)
     assert template.render(Conversation(alone)) == "abcb"
     for other in (said("user", "b"), said("user", "b", name="bob")):
-        with pytest.raises(TemplateRefusal, match=r"messages\[1\]\.name: .* would ignore"):
+        with pytest.raises(
+            TemplateRefusal, match=r"messages\[1\]\.name: .* ignore it; its content may say"
+        ):
             template.render(Conversation((*alone, other)))
     with pytest.raises(TemplateRefusal, match=r"messages\[2\]\.name"):  # a function's is no speaker
         template.render(Conversation((user, said("assistant", ""), said("tool", "3", name="add"))))
