@@ -44,6 +44,10 @@ class RequestError(QuireError):
         self.message = message
 
 
+class TooLongError(RequestError):
+    """A prompt that leaves less room than is asked for, or none at all."""
+
+
 class CorruptStateError(QuireError):
     """A fault half-way through a change of state; nothing planned from here on could be trusted."""
 

@@ -39,6 +39,10 @@ class Violation(NamedTuple):
     description: str
 
 
+class TooLong(Violation):
+    """A prompt that leaves less room than is asked for, or none at all."""
+
+
 class Refusal(Exception):
     """A call ends with this status."""
 
@@ -166,12 +170,14 @@ def show(value: object) -> str:
 
 
 def invalid(violations: Sequence[Violation]) -> Refusal:
-    """Fields that cannot be as they are."""
+    """Fields that cannot be as they are. A prompt that is too long is told by a reason of its
+    own, for programs that then shorten their conversation and ask again."""
+    too_long = any(isinstance(one, TooLong) for one in violations)
     message = "; ".join(f"{field}: {text}" for field, text in violations[:_MAX_VIOLATIONS])
     return Refusal(
         grpc.StatusCode.INVALID_ARGUMENT,
         message,
-        reason="INVALID_FIELD",
+        reason="CONTEXT_LENGTH_EXCEEDED" if too_long else "INVALID_FIELD",
         violations=violations,
     )
 

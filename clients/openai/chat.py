@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from quire.clients import large_json
 from quire.clients.openai import constraints, sampling
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
@@ -11,6 +12,7 @@ from quire.v1 import inference_pb2 as pb
 
 _ROLES = {"developer": "system"}  # what the contract calls it
 PARTS_PASSED_OVER = ("cache_control", "prompt_cache_breakpoint")  # see sampling.PASSED_OVER
+_EFFORT = "reasoning_effort"
 _HINTS = (
     ("functions", "is not supported: use tools"),
     ("function_call", "is not supported: use tool_choice"),
@@ -18,13 +20,7 @@ _HINTS = (
     ("echo", "is of /v1/completions alone"),
     ("audio", "is not supported: answers are text"),
     ("moderation", "is not supported: nothing is moderated here"),
-    ("verbosity", "is not supported: ask for it in a message"),
     ("web_search_options", "is not supported: give a tool that searches"),
-    (
-        "reasoning_effort",
-        'is not supported: chat_template_kwargs = {"enable_thinking": false} turns thinking off '
-        "where the model's template knows it",
-    ),
 )
 
 
@@ -36,23 +32,23 @@ def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
     given = sampling.read(body, request) | constraints.read(body, request)
     given |= _max_tokens(body, request)
     _logprobs(body, request)
-    read_conversation(body, request.chat)
+    given |= read_conversation(body, request.chat)
     parse_output = body.flag("parse_output")
     if parse_output is not None:
         request.parse_output = parse_output
     stream, usage = read_streaming(body)
     prompt_logprobs = check_prompt_logprobs(body, request, stream=stream)
-    if body.has("modalities"):
-        body.only("modalities", ["text"])
-    body.end(_HINTS)
+    body.only("modalities", ["text"])
+    body.only("verbosity", "medium", why="must be medium: ask for another in a message")
+    body.end((*_HINTS, *constraints.OTHER_NAMES))
     faults.raise_if_any()
     given["sampling.logprobs"] = "top_logprobs"
     logprobs = request.sampling.HasField("logprobs")
     return ParsedBody((request,), given, stream, usage, logprobs, prompt_logprobs=prompt_logprobs)
 
 
-def read_conversation(body: Fields, chat: pb.Chat) -> None:
-    """The fields that a prompt is made of."""
+def read_conversation(body: Fields, chat: pb.Chat) -> dict[str, str]:
+    """The fields that a prompt is made of. Returns the contract's fields under the names given."""
     if not body.has("messages"):
         body.fault("messages", None, "is missing")
     for i, value in enumerate(_messages(body)):
@@ -60,13 +56,30 @@ def read_conversation(body: Fields, chat: pb.Chat) -> None:
         if item is not None:
             _read_message(item, chat.messages.add())
     read_tools(body, chat)
-    chat.chat_template_kwargs = body.json_text("chat_template_kwargs")
+    kwargs, given = _template_kwargs(body)
+    chat.chat_template_kwargs = kwargs
     opened = body.flag("add_generation_prompt")
     if opened is not None:
         chat.add_generation_prompt = opened
     chat.continue_final_message = body.flag("continue_final_message") or False
     if chat.continue_final_message and opened is None:
         chat.add_generation_prompt = False
+    return given
+
+
+def _template_kwargs(body: Fields) -> tuple[str, dict[str, str]]:
+    """As JSON text, with what reasoning_effort means to a template; and under which name it was
+    given. `medium` is what is meant without it."""
+    kwargs = body.mapping("chat_template_kwargs")
+    effort = body.text("reasoning_effort")
+    given: dict[str, str] = {}
+    if effort is not None and effort != "medium":
+        key, value = ("enable_thinking", False) if effort == "none" else (_EFFORT, effort)
+        if key in kwargs:
+            body.fault(_EFFORT, effort, f"excludes chat_template_kwargs.{key}: give one of the two")
+        kwargs = {**kwargs, key: value}
+        given[f"chat.chat_template_kwargs.{key}"] = _EFFORT
+    return large_json.dumps(kwargs, ensure_ascii=False) if kwargs else "", given
 
 
 def _messages(body: Fields) -> list[Any]:

@@ -46,7 +46,7 @@ def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
         given["prompt_logprobs"] = "logprobs"
     body.only("suffix", "")
     body.only("best_of", 1, request.sampling.n or 1, why="must be n: no answer is left out")
-    body.end(_HINTS)
+    body.end((*_HINTS, *constraints.OTHER_NAMES))
     faults.raise_if_any()
     for prompt in prompts:
         prompt.MergeFrom(request)

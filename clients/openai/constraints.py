@@ -1,11 +1,25 @@
 """`response_format` and `structured_outputs` as the contract's Constraint."""
 
+import json
 from typing import Any
 
 from quire.clients import large_json
 from quire.clients.openai.fields import Fields
 from quire.v1 import inference_pb2 as pb
 
+OTHER_NAMES = tuple(  # of older vLLM, and of SGLang
+    (name, f"is not supported: use structured_outputs = {{{json.dumps(kind)}: …}}")
+    for name, kind in (
+        ("guided_json", "json"),
+        ("guided_regex", "regex"),
+        ("guided_choice", "choice"),
+        ("guided_grammar", "grammar"),
+        ("json_schema", "json"),
+        ("regex", "regex"),
+        ("ebnf", "grammar"),
+    )
+)
+_BARE = ("schema", "value")  # of json_object: a schema, for llama.cpp and for Hugging Face's server
 _FORMATS = ("text", "json_object", "json_schema")
 _KINDS = ("json", "json_object", "regex", "choice", "grammar")
 
@@ -29,6 +43,9 @@ def _format(body: Fields, request: pb.GenerateRequest) -> Named:
     kind = given.value("type")
     if kind not in _FORMATS:
         given.fault("type", kind, f"must be one of {', '.join(_FORMATS)}")
+    bare = next((name for name in _BARE if kind == "json_object" and given.has(name)), None)
+    if bare is not None:
+        request.constraint.json_schema = _schema(given, bare)
     elif kind == "json_object":
         request.constraint.json_object = True
     schema = given.nested("json_schema")
@@ -44,7 +61,7 @@ def _format(body: Fields, request: pb.GenerateRequest) -> Named:
     if kind not in _FORMATS[1:]:
         return {}
     return {
-        "constraint.json_schema": "response_format.json_schema.schema",
+        "constraint.json_schema": f"response_format.{bare or 'json_schema.schema'}",
         "constraint.json_object": "response_format.type",
         "constraint": "response_format",
     }

@@ -33,6 +33,10 @@ _IN_WORDS = (  # what the contract's words name, and a body has otherwise or not
     ("send text or token_ids", "send a prompt to /v1/completions"),
     ("(Embed)", "(/v1/embeddings)"),
 )
+_EFFORT = (
+    " (medium is as if unset, none is chat_template_kwargs.enable_thinking = false, others are for "
+    "templates that know reasoning_effort)"
+)
 _PRIORITY = " (in the contract's sense, where higher runs first: here turn the sign)"
 
 
@@ -64,4 +68,5 @@ class Names:
             words = words.replace(name, told)
         if contract == "priority":
             words += _PRIORITY
-        return Fault(self.body(contract), words)
+        told = self.body(contract)
+        return Fault(told, words + _EFFORT if told == "reasoning_effort" else words)

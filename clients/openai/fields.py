@@ -147,6 +147,10 @@ class Fields:
         self.fault(field, value, "must be an object")
         return None
 
+    def mapping(self, field: str) -> dict[str, Any]:
+        """An object whose fields may be any; empty: not given."""
+        return self._typed(field, dict, "an object") or {}
+
     def json_text(self, field: str) -> str:
         """An object as JSON text, its keys in their order; empty: not given."""
         value = self._typed(field, dict, "an object")

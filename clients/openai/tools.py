@@ -9,6 +9,10 @@ _MODES = {
     "none": pb.TOOL_CHOICE_MODE_NONE,
     "required": pb.TOOL_CHOICE_MODE_REQUIRED,
 }
+_INSTEAD = {  # OpenAI's other kinds of tools, and of choices among them
+    "custom": ": make its input a parameter",
+    "allowed_tools": ": give those tools alone",
+}
 
 
 def read_tools(body: Fields, chat: pb.Chat) -> None:
@@ -77,7 +81,7 @@ def _function(body: Fields, name: str, value: object) -> Fields | None:
         return None
     kind = item.value("type")
     if kind != "function":
-        item.fault("type", kind, 'must be "function"')
+        item.fault("type", kind, 'must be "function"' + _INSTEAD.get(str(kind), ""))
         return None
     function = item.nested("function")
     if function is None:

@@ -7,7 +7,7 @@ passes can always finish alone.
 
 from dataclasses import dataclass
 
-from quire.engine.errors import RequestError
+from quire.engine.errors import RequestError, TooLongError
 from quire.engine.request import MAX_ENDING_IDS, GenerationRequest
 
 
@@ -55,12 +55,12 @@ class RequestLimits:
         if spec.prompt_logprobs is not None:
             raise RequestError("pooling", "excludes prompt_logprobs")
         if prompt > self.max_model_len:
-            raise RequestError(
+            raise TooLongError(
                 "prompt", f"{prompt} tokens exceed max_model_len = {self.max_model_len}"
             )
         needed = -(-prompt // self.block_size)
         if self.num_blocks < needed:
-            raise RequestError(
+            raise TooLongError(
                 "prompt",
                 f"{prompt} tokens need {needed} cache blocks of {self.block_size}; the cache has "
                 f"{self.num_blocks}",
@@ -71,16 +71,15 @@ class RequestLimits:
         if total > self.max_model_len:
             left = min(self.max_model_len, self.num_blocks * self.block_size + 1) - prompt
             fits = f": at most {left} fit" if left > 0 else ""
-            raise RequestError(
-                "max_tokens",
-                f"prompt ({prompt}) + max_tokens ({max_tokens}) = {total} tokens exceed "
-                f"max_model_len = {self.max_model_len}{fits}",
-            )
+            limit = f"max_model_len = {self.max_model_len}{fits}"
+            raise _too_long(prompt, max_tokens, f"exceed {limit}")
         # The last token is sampled, and never computed.
         needed, usable = -(-(total - 1) // self.block_size), self.num_blocks
         if needed > usable:
-            raise RequestError(
-                "max_tokens",
-                f"prompt ({prompt}) + max_tokens ({max_tokens}) = {total} tokens need "
-                f"{needed} cache blocks of {self.block_size}; the cache has {usable}",
-            )
+            limit = f"{needed} cache blocks of {self.block_size}; the cache has {usable}"
+            raise _too_long(prompt, max_tokens, f"need {limit}")
+
+
+def _too_long(prompt: int, max_tokens: int, limit: str) -> TooLongError:
+    said = f"prompt ({prompt}) + max_tokens ({max_tokens}) = {prompt + max_tokens} tokens {limit}"
+    return TooLongError("max_tokens", f"with it the prompt is too long: {said}")

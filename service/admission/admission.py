@@ -39,6 +39,7 @@ from quire.service.errors import (
 )
 
 _MIN_RETRY, _MAX_RETRY = 0.1, 30.0
+_UNKNOWN_RETRY = 1.0  # clients try two or three times: at 0.1 s they would soon have given up
 _SHED_RETRY = 1.0  # seconds, at least, while a standing queue is reduced
 _STALLED = 0.5  # seconds: a call that waited this long waits for memory, even if slots are free
 
@@ -297,8 +298,8 @@ class Admission:
             self._short_at = now
 
     def _retry(self, seconds: float) -> float:
-        """Seconds after which asking again makes sense."""
-        return min(max(seconds, _MIN_RETRY), _MAX_RETRY)
+        """Seconds after which asking again makes sense. seconds: as estimated; 0: not known."""
+        return min(max(seconds, _MIN_RETRY), _MAX_RETRY) if seconds else _UNKNOWN_RETRY
 
     # ------------------------------------------------------------ what places tell
 

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from quire.service import errors
-from quire.service.errors import OtherContext, Refusal, Violation
+from quire.service.errors import OtherContext, Refusal
 from quire.service.gateway.protos import SERVICE
 
 _NAMES = (  # ours, and the foreign contract's; the first that fits counts
@@ -60,8 +60,8 @@ def renamed(refusal: Refusal, grammar: str = "grammar") -> Refusal:
     grammar came from."""
     if not refusal.violations:
         return refusal
-    found = [Violation(_foreign(one.field, grammar), one.description) for one in refusal.violations]
-    if refusal.reason == "INVALID_FIELD":
+    found = [one._replace(field=_foreign(one.field, grammar)) for one in refusal.violations]
+    if refusal.reason in ("INVALID_FIELD", "CONTEXT_LENGTH_EXCEEDED"):
         return errors.invalid(found)
     return Refusal(
         refusal.code,

@@ -27,6 +27,7 @@ from quire.service.rpc.call_admission import fault
 
 Endpoint = Callable[[Request], Awaitable[Any]]
 _ANY = ("GET", "POST", "DELETE")
+_RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")  # the second is Cohere's newer client's
 _OTHER = "/openai/"  # the name in logs of requests that generate nothing
 
 
@@ -80,7 +81,7 @@ def _routes(
         Route("/v1/chat/completions", generation.chat, methods=["POST"]),
         Route("/v1/completions", generation.completions, methods=["POST"]),
         Route("/v1/embeddings", vectors.embeddings, methods=["POST"]),
-        Route("/v1/rerank", vectors.rerank, methods=["POST"]),
+        *(Route(path, vectors.rerank, methods=["POST"]) for path in _RERANK),
         Route("/v1/models", guarded(info.models, "models"), methods=["GET"]),
         Route("/v1/models/{name:path}", guarded(info.model, "models"), methods=["GET"]),
         Route("/v1/responses", no_responses, methods=_ANY),

@@ -94,7 +94,8 @@ def _headers(status: int, retry_after: float | None) -> dict[str, str]:
 
 def no_such_path(path: str) -> Refusal:
     """Nothing is answered there."""
-    told = f"there is nothing at {show(path)} (a client's base URL ends in /v1)"
+    hint = "" if path.startswith("/v1/") else " (a client's base URL ends in /v1)"
+    told = f"there is nothing at {show(path)}{hint}"
     return Refusal(_Code.NOT_FOUND, told, reason="UNKNOWN_PATH")
 
 

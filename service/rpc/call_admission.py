@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import grpc
 
 from quire.engine.client.async_engine import AsyncEngine
-from quire.engine.errors import RequestError
+from quire.engine.errors import RequestError, TooLongError
 from quire.engine.request import GenerationRequest
 from quire.service import errors
 from quire.service.admission.admission import Admission, Place
@@ -175,8 +175,7 @@ class CallAdmission:
             accepted = await serving.validator.validate(request, key, caller.tenant, caller.client)
             serving.engine.check(accepted.generation)
         except RequestError as error:
-            field = _FIELDS.get(error.field, error.field)
-            raise errors.invalid_field(field, error.message) from error
+            raise unable(_FIELDS.get(error.field, error.field), error) from error
         except Refusal:
             raise
         except Exception as error:
@@ -204,6 +203,12 @@ class CallAdmission:
         )
         self._ledger.accept(accepted.generation.n)
         return Call(accepted, output, place, permit, accepted.generation.client, now)
+
+
+def unable(field: str, error: RequestError) -> Refusal:
+    """A request that can never run. field: the contract's path."""
+    kind = errors.TooLong if isinstance(error, TooLongError) else errors.Violation
+    return errors.invalid([kind(field, error.message)])
 
 
 def fault(error: Exception) -> Refusal:

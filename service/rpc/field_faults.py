@@ -10,7 +10,7 @@ from typing import Any
 
 from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import SamplingParams
-from quire.service.errors import Violation, invalid, invalid_field, show
+from quire.service.errors import TooLong, Violation, invalid, invalid_field, show
 from quire.v1 import inference_pb2 as pb
 
 MAX_REQUEST_ID = 128
@@ -45,6 +45,9 @@ class Faults:
 
     def add(self, field: str, value: object, limit: str) -> None:
         self.found.append(Violation(field, f"{show(value)}: {limit}"))
+
+    def too_long(self, field: str, size: int, limit: str) -> None:
+        self.found.append(TooLong(field, f"{size}: {limit}"))
 
     def between(self, field: str, value: float, low: float, high: float) -> None:
         if not low <= value <= high:  # false for a NaN too

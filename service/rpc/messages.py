@@ -1,10 +1,12 @@
 """A Chat message of the contract as plain values that a template can render.
 
 Invariant: every field that is set arrives in the Conversation, and no key that was not set; roles
-are one of four. JSON arrives as the client wrote it (see strict_json).
+are one of four. JSON arrives as the client wrote it (see strict_json). Arguments that are no JSON
+object, which a model may have written, arrive as text.
 """
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from quire.clients.strict_json import BadJson, read_object
@@ -13,6 +15,11 @@ from quire.service.errors import Violation, invalid, invalid_field, show
 from quire.service.text.chat_template import Conversation, Message
 from quire.v1 import inference_pb2 as pb
 
+_WAYS: tuple[Callable[[str], str], ...] = (  # in which a template may show a text
+    str,
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: json.dumps(text)[1:-1],
+)
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -24,13 +31,43 @@ def read(chat: pb.Chat) -> Conversation:
         raise invalid(faults)
     hidden = chat.tool_choice.mode == pb.TOOL_CHOICE_MODE_NONE
     return Conversation(
-        messages=tuple(_message(i, m) for i, m in enumerate(chat.messages)),
+        messages=tuple(map(_message, chat.messages)),
         tools=() if hidden else tuple(_tool(i, t) for i, t in enumerate(chat.tools)),
         chat_template_kwargs=_json("chat.chat_template_kwargs", chat.chat_template_kwargs),
         add_generation_prompt=_opens(chat),
         continue_final_message=chat.continue_final_message,
         allow_special_tokens=chat.allow_special_tokens,
     )
+
+
+def refuse_lost_arguments(chat: Conversation, rendered: str) -> None:
+    """Raise Refusal for arguments that are no JSON object and that a template does not show as they
+    are, or as a JSON string. rendered: the prompt; empty where it could not be rendered."""
+    texts = [
+        (f"chat.messages[{i}].tool_calls[{j}].arguments_json", call["function"]["arguments"])
+        for i, message in enumerate(chat.messages)
+        for j, call in enumerate(message.get("tool_calls", ()))
+        if isinstance(call["function"]["arguments"], str)
+    ]
+    if any(_in_order((write(text) for _, text in texts), rendered) for write in _WAYS):
+        return
+    where, text = texts[0]
+    try:
+        read_object(text)
+    except BadJson as error:
+        why = f"{error}; and the chat template does not show it as it is"
+        raise invalid_field(where, why) from error
+
+
+def _in_order(parts: Iterable[str], text: str) -> bool:
+    """Whether a text holds all of them, one behind the other."""
+    at = 0
+    for part in parts:
+        found = text.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 def _opens(chat: pb.Chat) -> bool:
@@ -88,7 +125,7 @@ def _faults_of_tools(tools: Iterable[pb.Tool]) -> Iterator[Violation]:
         names.add(tool.name)
 
 
-def _message(i: int, message: pb.ChatMessage) -> Message:
+def _message(message: pb.ChatMessage) -> Message:
     read: Message = {"role": message.role, "content": message.content}
     if message.HasField("reasoning_content"):
         read["reasoning_content"] = message.reasoning_content
@@ -96,13 +133,16 @@ def _message(i: int, message: pb.ChatMessage) -> Message:
         if value := getattr(message, name):
             read[name] = value
     if message.tool_calls:
-        where = f"chat.messages[{i}].tool_calls"
-        read["tool_calls"] = [_call(f"{where}[{j}]", c) for j, c in enumerate(message.tool_calls)]
+        read["tool_calls"] = [_call(call) for call in message.tool_calls]
     return read
 
 
-def _call(where: str, call: pb.ToolCall) -> dict[str, Any]:
-    arguments = _json(f"{where}.arguments_json", call.arguments_json)
+def _call(call: pb.ToolCall) -> dict[str, Any]:
+    arguments: dict[str, Any] | str
+    try:
+        arguments = read_object(call.arguments_json) if call.arguments_json else {}
+    except BadJson:
+        arguments = call.arguments_json
     read: dict[str, Any] = {"id": call.id} if call.id else {}
     return read | {"type": "function", "function": {"name": call.name, "arguments": arguments}}
 

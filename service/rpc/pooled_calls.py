@@ -32,6 +32,7 @@ from quire.service.rpc.call_admission import (
     check_caller,
     check_deadline,
     fault,
+    unable,
 )
 from quire.service.rpc.open_calls import OpenCalls, ended_code
 from quire.service.rpc.pooled_requests import PooledCall, Request, Sender
@@ -306,7 +307,7 @@ def _check_each(engine: AsyncEngine, call: PooledCall, asked: Request) -> None:
         try:
             engine.check(request)
         except RequestError as error:
-            raise errors.invalid_field(f"{kind}[{at}]", error.message) from error
+            raise unable(f"{kind}[{at}]", error) from error
 
 
 def _common(call: _Open, serving: Serving) -> dict[str, Any]:

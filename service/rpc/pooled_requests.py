@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from quire.engine.request import GenerationRequest, Pooling, SamplingParams
-from quire.service.errors import invalid_field, unknown_model
+from quire.service.errors import TooLong, invalid, invalid_field, unknown_model
 from quire.service.rpc.field_faults import Faults, check_call
 from quire.service.rpc.salt import effective_salt
 from quire.service.rpc.served_model import ServedModel
@@ -146,7 +146,7 @@ class PooledReader:
         if not count:
             faults.add(where, 0, "at least one token is needed")
         if count > self._longest and not request.truncate:
-            faults.add(where, count, self._room(0))
+            faults.too_long(where, count, self._room(0))
         if request.instruction:
             faults.add("instruction", request.instruction, f"goes with text, and {where} is ids")
 
@@ -169,7 +169,7 @@ class PooledReader:
         size = len(text.encode())
         if size > self._max_text_bytes and not cut:
             limit = f"more bytes than {self._longest} tokens can hold ({self._max_text_bytes})"
-            faults.add(where, size, limit)
+            faults.too_long(where, size, limit)
 
     def _room(self, around: int) -> str:
         info = self._model.info
@@ -206,7 +206,7 @@ class PooledReader:
         if len(ids) <= self._longest:
             return ids
         if not cut:
-            raise invalid_field(where, f"{len(ids)} {self._room(0)}")
+            raise invalid([TooLong(where, f"{len(ids)} {self._room(0)}")])
         bare = encode(text, add_special_tokens=False)
         around = len(ids) - len(bare)
         before = next((n for n in range(around) if ids[n : n + len(bare)] == bare), around)
@@ -236,11 +236,12 @@ class PooledReader:
     def _refuse_long(self, where: str, asked: str, tokens: int, around: int, *, cut: bool) -> None:
         """Unless the document may be cut, and something of it then stays."""
         if not cut:
-            raise invalid_field(where, f"{tokens} {self._room(around)}")
+            raise invalid([TooLong(where, f"{tokens} {self._room(around)}")])
         question = len(self._model.tokenizer.encode(asked, add_special_tokens=False))
         if question + around >= self._longest:
             limit = f"{question} tokens with its instruction: no room is left for a document"
-            raise invalid_field("query", f"{limit}: {self._longest} in all, {around} around them")
+            limit += f": {self._longest} in all, {around} around them"
+            raise invalid([TooLong("query", limit)])
 
     def _refuse_special(self, where: str, text: str) -> None:
         found = None if self._special is None else self._special.search(text)

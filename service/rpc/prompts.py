@@ -6,12 +6,12 @@ between two stages work stops for a call that has ended.
 
 from collections.abc import Sequence
 
-from quire.service.errors import Refusal, invalid_field
+from quire.service.errors import Refusal, TooLong, invalid, invalid_field
 from quire.service.rpc import messages
 from quire.service.rpc.answer_reading import check_tools
 from quire.service.rpc.field_faults import Faults
 from quire.service.rpc.served_model import ServedModel
-from quire.service.text.chat_template import TemplateRefusal
+from quire.service.text.chat_template import TemplateRefusal, TemplateTooLong
 from quire.service.text.template_meter import RenderLimits
 from quire.service.text.thinking import Thinking, thinking_of
 from quire.service.text.workers import Wanted, check_wanted
@@ -73,7 +73,7 @@ class Prompts:
             raise invalid_field("chat", "the model has no chat template; send text or token_ids")
         parts = _parts(request.chat)
         if parts > self.longest:
-            raise invalid_field(
+            raise _too_long(
                 "chat",
                 f"{parts} messages, calls and tools: more than the {self.longest} tokens "
                 "that a prompt may have",
@@ -84,8 +84,13 @@ class Prompts:
         limits = RenderLimits(max_bytes=self._max_text_bytes, wanted=wanted)
         try:
             rendered = self._model.chat.render(conversation, limits)
+            messages.refuse_lost_arguments(conversation, rendered)
             return rendered, self._model.chat.thinking(conversation, rendered)
+        except TemplateTooLong as refusal:
+            raise _too_long(refusal.field, refusal.message) from refusal
         except TemplateRefusal as refusal:
+            if refusal.field == "chat":  # it failed
+                messages.refuse_lost_arguments(conversation, "")
             raise invalid_field(refusal.field, refusal.message) from refusal
 
     def _encode(self, kind: str, text: str, wanted: Wanted, *, must_fit: bool) -> tuple[int, ...]:
@@ -96,7 +101,7 @@ class Prompts:
         return tuple(encoding.ids)
 
     def _too_many(self, field_name: str, tokens: int) -> Refusal:
-        return invalid_field(
+        return _too_long(
             field_name,
             f"{tokens} tokens: with one token to make, max_model_len = "
             f"{self._model.info.max_model_len} and the cache of {self._model.cache_tokens} "
@@ -104,11 +109,16 @@ class Prompts:
         )
 
     def _too_long(self, field_name: str, size: int) -> Refusal:
-        return invalid_field(
+        return _too_long(
             field_name,
             f"{size} bytes: more than max_model_len = {self._model.info.max_model_len} tokens "
             f"can hold ({self._max_text_bytes})",
         )
+
+
+def _too_long(field_name: str, size: str) -> Refusal:
+    """size: beside what it may be."""
+    return invalid([TooLong(field_name, f"the prompt is too long: {size}")])
 
 
 def _size(request: pb.GenerateRequest, kind: str) -> int:

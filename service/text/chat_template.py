@@ -15,7 +15,7 @@ import jinja2
 
 from quire.engine.errors import ModelError
 from quire.service.text.template_environment import Environment
-from quire.service.text.template_meter import RenderLimits, TooMuch
+from quire.service.text.template_meter import RenderLimits, TooManyBytes, TooMuch
 from quire.service.text.template_traits import PROBE_LIMITS, Traits, find_traits
 from quire.service.text.template_values import as_rendered, texts
 from quire.service.text.thinking import Thinking, thinking_of
@@ -38,6 +38,10 @@ class TemplateRefusal(Exception):
         super().__init__(f"{field_name}: {message}")
         self.field = field_name
         self.message = message
+
+
+class TemplateTooLong(TemplateRefusal):
+    """A conversation that renders to more than is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,8 @@ class ChatTemplate:
             return compiled.environment.render(compiled.template, variables, limits)
         except NotWanted:
             raise
+        except TooManyBytes as error:
+            raise TemplateTooLong("chat", str(error)) from error
         except TooMuch as error:
             raise TemplateRefusal("chat", str(error)) from error
         except Exception as error:  # a template may fail in any way on what it is given
@@ -209,19 +215,25 @@ def _refuse_forgery(chat: Conversation, traits: Traits) -> None:
 
 def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
     """A name, tool calls or thoughts that the template never shows would be lost without a word;
-    not a tool's name, where the call that it answers says the same."""
+    not a tool's name, where the call that it answers says the same, nor the name of who alone
+    speaks in a role: names tell the speakers of one role apart."""
     called: dict[str, str] = {}  # functions, by their calls' ids
+    speakers: dict[str, set[str | None]] = {}
+    for message in chat.messages:
+        speakers.setdefault(message["role"], set()).add(message.get("name"))
     for i, message in enumerate(chat.messages):
         for call in message.get("tool_calls", ()):
             if "id" in call:
                 called[call["id"]] = call["function"]["name"]
         known = called.get(message.get("tool_call_id", ""))
+        if message["role"] != "tool" and len(speakers[message["role"]]) == 1:
+            known = message.get("name")
         for name in _JUDGED:
             lost = name in message and not traits.shows(message["role"], name)
             if lost and not (name == "name" and message["name"] == known):
-                raise TemplateRefusal(
-                    f"chat.messages[{i}].{name}", "the model's chat template would ignore it"
-                )
+                said = "; its content may say who speaks" if name == "name" else ""
+                why = f"the model's chat template would ignore it{said}"
+                raise TemplateRefusal(f"chat.messages[{i}].{name}", why)
 
 
 def _strings(chat: Conversation) -> Iterator[tuple[str, str, str]]:
@@ -231,6 +243,10 @@ def _strings(chat: Conversation) -> Iterator[tuple[str, str, str]]:
             kind = "call" if key == "tool_calls" else f"{message['role']}.{key}"
             for inner, text in texts(value, kind):
                 yield f"chat.messages[{i}].{key}", inner, text
+        for call in message.get("tool_calls", ()):
+            arguments = call.get("function", {}).get("arguments")
+            if isinstance(arguments, str):  # no JSON around it: as open as what a user says
+                yield f"chat.messages[{i}].tool_calls", "user.content", arguments
     for i, tool in enumerate(chat.tools):
         for kind, text in texts(tool, "tool"):
             yield f"chat.tools[{i}]", kind, text

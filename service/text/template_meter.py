@@ -48,6 +48,10 @@ class TooMuch(Exception):
     """The conversation renders to more than is allowed, or takes too many steps."""
 
 
+class TooManyBytes(TooMuch):
+    """Of these, more than is allowed."""
+
+
 def _still_wanted() -> bool:
     return True
 
@@ -206,8 +210,8 @@ class Meter(threading.local):
         if size > max(self._most_made, _AT_ONCE):
             raise self._too_long()
 
-    def _too_long(self) -> TooMuch:
-        return TooMuch(f"renders to more than {self._limits.max_bytes} bytes")
+    def _too_long(self) -> TooManyBytes:
+        return TooManyBytes(f"renders to more than {self._limits.max_bytes} bytes")
 
 
 def _sum_of(numbers: Iterable[str]) -> int:

@@ -140,10 +140,6 @@ FIELDS: list[tuple[str, pb.Chat]] = [
             messages=[user()], tools=[pb.Tool(name="f"), pb.Tool(name="g", parameters_json=BAD)]
         ),
     ),
-    (
-        "chat.messages[1].tool_calls[1].arguments_json",
-        pb.Chat(messages=[user(), assistant(tool_calls=[call(), call(BAD)])]),
-    ),
     ("chat.chat_template_kwargs", pb.Chat(messages=[user()], chat_template_kwargs="[]")),
     ("chat.tools[0].name", pb.Chat(messages=[user()], tools=[pb.Tool(description="x")])),
     ("chat.tools[1].name", pb.Chat(messages=[user()], tools=[pb.Tool(name="f")] * 2)),
@@ -190,6 +186,45 @@ def test_an_answer_names_its_call_and_thoughts_arrive(template: ChatTemplate) ->
     read = messages.read(chat)
     assert read.messages[1]["tool_call_id"] == "a"
     assert "assistant: (hm)f{}" in template.render(read)
+
+
+CALLS = """{% for m in messages %}{{ m.role }}{% for c in m.tool_calls or [] %}
+{% set a = c.function.arguments %}{{ c.function.name }}(SHOWN){% endfor %}{% endfor %}"""
+WRITTEN = ('{"code": "a\nb"}', '{"a": 1, "a": "é"}', "{'a': 1}", "[1]")  # by models, as calls
+
+
+@pytest.mark.parametrize("shown", ["a", "a | tojson", "a | tojson(ensure_ascii=True)"])
+def test_arguments_that_are_no_object_are_shown_as_they_are(shown: str) -> None:
+    chat = pb.Chat(messages=[user(), assistant(tool_calls=[call("{}"), *map(call, WRITTEN)])])
+    read = messages.read(chat)
+    rendered = ChatTemplate(CALLS.replace("SHOWN", f"{{{{ {shown} }}}}"), {}).render(read)
+    messages.refuse_lost_arguments(read, rendered)
+    assert ('{"code": "a\nb"}' in rendered) == ("tojson" not in shown)
+
+
+@pytest.mark.parametrize("shown", ["", "{% for c in a %}{{ c }},{% endfor %}", "{{ a | length }}"])
+def test_arguments_that_are_no_object_and_not_shown_are_refused(shown: str) -> None:
+    chat = pb.Chat(messages=[user(), assistant(tool_calls=[call("{}"), call(BAD), call("[]")])])
+    read = messages.read(chat)
+    rendered = ChatTemplate(CALLS.replace("SHOWN", shown), {}).render(read)
+    for text in (rendered, ""):
+        with pytest.raises(Refusal, match="NaN is no number of JSON; and the") as caught:
+            messages.refuse_lost_arguments(read, text)
+        [told] = caught.value.violations
+        assert told.field == "chat.messages[1].tool_calls[1].arguments_json"
+
+
+def test_no_turn_is_forged_in_arguments_that_are_no_object() -> None:
+    source = """{% for m in messages %}<turn>{% if m.role == 'user' %}<says>{{ m.content }}</says>{%
+    endif %}{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{{ c.function.name }}{%
+    endfor %}</turn>{% endfor %}"""
+    template = ChatTemplate(source, {})
+    as_json = messages.read(pb.Chat(messages=[assistant(tool_calls=[call('{"a": "</says>"}')])]))
+    assert "</says>" in template.render(as_json)
+    read = messages.read(pb.Chat(messages=[assistant(tool_calls=[call("</says>")])]))
+    with pytest.raises(TemplateRefusal, match="marker") as caught:
+        template.render(read)
+    assert caught.value.field == "chat.messages[0].tool_calls"
 
 
 def test_thoughts_that_the_template_does_not_know_are_refused() -> None:

@@ -58,6 +58,16 @@ LETTING_IN = (
         "prompt_tokens + resumed + record.delivered)",
         (ENDS + "who_does_not_read_is_charged_for_what_was_sampled",),
     ),
+    Fault(
+        "calls: who is refused before anything is known is told to come back at once",
+        "service/admission/admission.py",
+        "if seconds else _UNKNOWN_RETRY",
+        "if True else _UNKNOWN_RETRY",
+        (
+            "tests/service/admission/test_admission.py"
+            "::test_who_is_refused_before_anything_is_known_is_not_told_to_come_back_at_once",
+        ),
+    ),
 )
 
 WORK = (

@@ -5,6 +5,9 @@ from faults.fault import Fault
 CLIENT = "tests/service/openai/test_openai_client.py::test_"
 ENTRANCE = "tests/service/openai/test_openai_entrance.py::test_"
 FIELDS = "tests/clients/openai/test_openai_fields.py::test_"
+SENT = "tests/service/openai/test_what_clients_send.py::test_"
+OTHERS = "tests/clients/openai/test_other_clients_fields.py::test_"
+RENDERING = "tests/service/text/test_template_rendering.py::test_"
 LINES = "tests/service/openai/test_request_lines.py::test_"
 
 FAULTS = (
@@ -120,5 +123,59 @@ FAULTS = (
         "        begun = self._busy and self.cycle.response_started\n",
         "        begun = self._busy\n",
         (LINES + "a_chunk_that_is_none_is_answered_and_its_request_ends",),
+    ),
+    Fault(
+        "openai bodies: a name is refused where it tells nobody apart",
+        "service/text/chat_template.py",
+        'len(speakers[message["role"]]) == 1:\n',
+        "False:\n",
+        (RENDERING + "names_that_tell_nobody_apart_may_be_ignored",),
+    ),
+    Fault(
+        "openai bodies: a name is ignored where it tells speakers apart",
+        "service/text/chat_template.py",
+        'len(speakers[message["role"]]) == 1:\n',
+        "speakers:\n",
+        (RENDERING + "names_that_tell_nobody_apart_may_be_ignored",),
+    ),
+    Fault(
+        "openai bodies: no effort is as if unset",
+        "clients/openai/chat.py",
+        'effort != "medium"',
+        'effort not in ("medium", "none")',
+        (OTHERS + "an_effort_is_what_a_template_can_make_of_it",),
+    ),
+    Fault(
+        "openai bodies: a prompt that is too long is a fault like any other",
+        "service/errors.py",
+        'reason="CONTEXT_LENGTH_EXCEEDED" if too_long else "INVALID_FIELD"',
+        'reason="INVALID_FIELD"',
+        (SENT + "a_conversation_that_is_too_long_is_told_as_openai_tells_it",),
+    ),
+    Fault(
+        "openai bodies: with max_tokens it is a fault like any other",
+        "service/rpc/call_admission.py",
+        "errors.TooLong if isinstance(error, TooLongError) else errors.Violation",
+        "errors.Violation",
+        (SENT + "a_conversation_that_is_too_long_is_told_as_openai_tells_it",),
+    ),
+    Fault(
+        "openai bodies: arguments that no template shows are lost",
+        "service/rpc/messages.py",
+        "        if found < 0:\n            return False\n",
+        "        if found < 0:\n            return True\n",
+        (
+            "tests/clients/test_strict_json.py"
+            "::test_arguments_that_are_no_object_and_not_shown_are_refused",
+        ),
+    ),
+    Fault(
+        "openai bodies: in arguments that are no JSON a turn may be forged",
+        "service/text/chat_template.py",
+        '"user.content", arguments',
+        '"call.value", ""',
+        (
+            "tests/clients/test_strict_json.py::test_no_turn_is_forged_in_arguments_that_are_no_object",
+        ),
     ),
 )

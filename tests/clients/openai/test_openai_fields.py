@@ -193,7 +193,6 @@ def test_what_is_not_known_is_refused_and_all_of_it_is_told() -> None:
         "n": "1.5: must be a whole number",
     }
     assert "use tools" in faults(functions=[])["functions"]
-    assert "enable_thinking" in faults(reasoning_effort="low")["reasoning_effort"]
     assert "stream = false" in faults(prompt_logprobs=1, stream=True)["prompt_logprobs"]
     assert "negative" in faults(prompt_logprobs=-1)["prompt_logprobs"]
     told = faults(audio={"voice": "x"}, verbosity="low", web_search_options={}, echo=True)

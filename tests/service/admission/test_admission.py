@@ -154,6 +154,16 @@ def test_the_estimate_is_what_the_wait_turns_out_to_be() -> None:
     assert house.drained()
 
 
+def test_who_is_refused_before_anything_is_known_is_not_told_to_come_back_at_once() -> None:
+    house = House(slots=1, seconds=9.0, max_waiting=1)
+    for _ in range(2):
+        house.ask()
+    assert house.refused().retry_after == 1.0
+    house.step(10.0)  # the first has ended
+    house.ask()
+    assert (house.refused().retry_after or 0) > 5.0
+
+
 def test_a_deadline_that_cannot_be_kept_is_refused_at_once() -> None:
     house = House(slots=4, seconds=1.0)
     house.learn()

@@ -14,7 +14,9 @@ from support.gateway import Face, facing, whole
 from support.harness import ask, generate, run
 
 from quire.engine.errors import ConfigError
+from quire.service import errors
 from quire.service.gateway import tokenizer_files
+from quire.service.gateway.gateway_context import renamed
 from quire.service.settings import ServiceConfig
 
 pytest.importorskip("smg_grpc_proto", reason="the extra `gateway` is not installed")
@@ -66,6 +68,10 @@ def test_fields_are_refused_by_the_foreign_contract_s_names() -> None:
                 ({"grammar": "start: ("}, "sampling_params.grammar"),
                 ({"structural_tag": _UNCLOSED}, "sampling_params.structural_tag"),
                 ({"prompt_logprobs": 1}, "sampling_params.prompt_logprobs"),
+                (
+                    {"max_tokens": 9999},
+                    "sampling_params.max_tokens: with it the prompt is too long",
+                ),
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await whole(face.generate(face.ask(PROMPT, **wrong)))
@@ -76,6 +82,12 @@ def test_fields_are_refused_by_the_foreign_contract_s_names() -> None:
             assert (caught.value.details() or "").startswith("tokenized.input_ids")
 
     run(test)
+
+
+def test_a_refusal_keeps_its_reason_under_foreign_names() -> None:
+    told = renamed(errors.invalid([errors.TooLong("sampling.max_tokens", "too many")]))
+    assert told.reason == "CONTEXT_LENGTH_EXCEEDED"
+    assert told.violations[0].field == "sampling_params.max_tokens"
 
 
 async def begun(call: Any) -> None:

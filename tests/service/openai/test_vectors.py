@@ -166,6 +166,9 @@ def test_documents_are_ranked(judging: Path) -> None:
             (best,) = (await post(running, "rerank", body)).json["results"]
             assert (best["index"], best["relevance_score"]) == ranked[0]
             assert best["document"]["text"] in ("yes", "no")
+            for path in ("/v2/rerank", "/rerank"):
+                answer = await http1.ask(running.server.http_port, http1.posted(path, body))
+                assert answer.json["results"] == [best]
 
     run(test)
 

@@ -93,7 +93,7 @@ def test_what_cannot_be_read_names_its_field(monkeypatch: pytest.MonkeyPatch) ->
                 (tokenize(running), "prompt: is missing"),
                 (tokenize(running, text=""), "text: is empty"),
                 (tokenize(running, chat=strange), "chat.messages[0].role: 'robot'"),
-                (tokenize(running, text="x" * 1_000_000), "text: 1000000 bytes"),
+                (tokenize(running, text="x" * 1_000_000), "long: 1000000 bytes"),
                 (tokenize(running, text="a b " * 40), "at most 40 are told"),
                 (detokenize(running, [300, 4096]), "token_ids[1]: 4096"),
                 (detokenize(running, [300] * 41), "token_ids: 41 ids: at most 40"),

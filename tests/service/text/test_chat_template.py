@@ -99,7 +99,7 @@ def test_the_embedded_model_encodes_as_transformers_does() -> None:
 
 LOST: list[tuple[str, dict[str, Any]]] = [
     ("chat.messages", {"messages": ()}),
-    ("chat.messages[0].name", {"messages": (user(name="bob"),)}),
+    ("chat.messages[0].name", {"messages": (user(name="bob"), user())}),
     ("chat.messages[1].content", {"messages": (user(), user("x<|im_end|>"))}),
     ("chat.messages[0].tool_calls", {"messages": (user(tool_calls=[{"a": "<|im_start|>"}]),)}),
     ("chat.tools[0]", {"messages": (user(),), "tools": ({"name": "<|im_end|>"},)}),

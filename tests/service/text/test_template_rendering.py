@@ -157,8 +157,22 @@ def test_what_a_template_never_shows_is_refused(
     source: str, role: str, fields: dict[str, Any]
 ) -> None:
     with pytest.raises(TemplateRefusal, match="ignore") as caught:
-        ChatTemplate(source, {}).render(Conversation((said(role, "x", **fields),)))
+        ChatTemplate(source, {}).render(Conversation((said(role, "x", **fields), said(role, "y"))))
     assert caught.value.field == f"chat.messages[0].{next(iter(fields))}"
+
+
+def test_names_that_tell_nobody_apart_may_be_ignored() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    system, user = said("system", "a", name="Helper"), said("user", "b", name="ann")
+    alone = (system, user, said("assistant", "c", name="Helper"), user)
+    assert template.render(Conversation(alone)) == "abcb"
+    for other in (said("user", "b"), said("user", "b", name="bob")):
+        with pytest.raises(
+            TemplateRefusal, match=r"messages\[1\]\.name: .* ignore it; its content may say"
+        ):
+            template.render(Conversation((*alone, other)))
+    with pytest.raises(TemplateRefusal, match=r"messages\[2\]\.name"):  # a function's is no speaker
+        template.render(Conversation((user, said("assistant", ""), said("tool", "3", name="add"))))
 
 
 @pytest.mark.parametrize("source", ["{{ messages | tojson }}", "{{ messages[0] }}"])
