@@ -3,7 +3,7 @@
 Invariant: each start is a process of its own. Of a first start no kernel is there: it gets a folder
 for compiled kernels that is empty, and goes with it. Python's bytecode is there in any case, as pip
 leaves it at an installation: where it is missing (an image that keeps Python from writing it), it
-is made beforehand, in a temporary folder; without it each process compiles PyTorch's 900 modules.
+is made beforehand, in a temporary folder; without it each process compiles some 900 modules.
 """
 
 import importlib.util

@@ -68,9 +68,14 @@ def end_with_parent(parent: Readable) -> None:
     for number in _PARENTS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _PARENTS)
-    if sys.platform == "linux":  # should a step hold the interpreter for ever, _watch with it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    be_killed_with_parent()  # should a step hold the interpreter for ever, _watch with it
     threading.Thread(target=_watch, args=(parent,), name="quire-parent", daemon=True).start()
+
+
+def be_killed_with_parent() -> None:
+    """Without a thread, so that this process can still be forked. On Linux; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def exit_orphaned() -> NoReturn:

@@ -65,10 +65,10 @@ def written(compiling: Callable[[], Any]) -> Written:
     return [f"{module}:{kernel.fn.__qualname__}", [*map(_written, arguments)], options]
 
 
-def launch(launch: Written) -> None:
+def launch(one: Written) -> None:
     """Launch it as it was written; to be called where launches are only noted (`offline.noted`).
     Raises ImportError or AttributeError if there is no such kernel any more."""
-    kernel, arguments, options = launch
+    kernel, arguments, options = one
     module, name = kernel.split(":")
     function = getattr(import_module(f"{__package__}.{module}"), name)
     named = {name: _read(value) for name, value in options.items()}

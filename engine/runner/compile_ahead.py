@@ -24,7 +24,9 @@ from quire.engine.runner import compile_process, early_start
 from quire.engine.runner.compile_orders import (
     Compiled,
     Counted,
+    Found,
     Orders,
+    Word,
     deciding,
     read_word,
     versions,
@@ -38,7 +40,7 @@ log = logging.getLogger(__name__)
 
 _LIMIT = 300.0  # seconds, after which the engine compiles the rest itself
 
-Words = queue.SimpleQueue[Compiled | Counted | None]  # None: the reader's last
+Words = queue.SimpleQueue[Word | None]  # None: the reader's last
 
 
 class CompileAhead:
@@ -57,17 +59,16 @@ class CompileAhead:
         self._cache = cache
         self._key = orders.key(versions)
         self._words: Words = queue.SimpleQueue()
-        self._done: dict[str, str] = {}  # names of kernels, by their folders
-        self._kernels: int | None = None  # until it is said
+        self._done: dict[str, str] = {}  # folders of kernels, by their names
+        self._wanted: set[str] = set()  # names of those that are launched, as far as told
+        self._counted = False  # that is all
         self._ended = False  # nothing more will be
         self._until = time.monotonic() + (_LIMIT if limit is None else limit)
         self.waited = 0.0  # seconds
         self._worker: Worker | None = None
         if not cache.is_whole(self._key):
             try:
-                if early is None or early.poll() is not None:
-                    early = compile_process.start()
-                self._worker = early
+                self._worker = early or compile_process.start()
             except OSError as error:
                 log.warning("no process could be started to compile kernels ahead: %s", error)
                 return
@@ -116,29 +117,43 @@ class CompileAhead:
         """Until all is compiled that these processes will compile; how many kernels that is."""
         self._take(None, progress)
         self.end()
-        done = len(self._done)
-        if done and done == self._kernels:
-            self._keep(set(self._done))
+        done = self._done.keys() & self._wanted
+        if done and self._whole:
+            self._keep({self._done[name] for name in done})
         elif self._worker is not None:
-            log.warning("%d of %s kernels were compiled ahead", done, self._kernels or "all")
-        return done
+            of_all = f" of {len(self._wanted)}" if self._counted else ""
+            log.warning("%d%s kernels were compiled ahead", len(done), of_all)
+        return len(done)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all that are launched are there."""
+        return self._counted and self._wanted <= self._done.keys()
 
     def _take(self, name: str | None, progress: Callable[[float], None]) -> None:
         """Until a kernel is there, or, if it is not one of them, all are; or nothing comes."""
         begin = time.monotonic()
-        while len(self._done) != self._kernels and name not in self._done.values():
+        while not self._whole and name not in self._done:
             word = self._next()
             if word is None:
                 break
-            if isinstance(word, Counted):
-                self._kernels = word.kernels
-            else:
-                self._done[word.folder] = word.name
-            if self._kernels:
-                progress(len(self._done) / self._kernels)
+            self._note(word)
+            if self._counted and self._wanted:
+                progress(len(self._done.keys() & self._wanted) / len(self._wanted))
         self.waited += time.monotonic() - begin
 
-    def _next(self) -> Compiled | Counted | None:
+    def _note(self, word: Word) -> None:
+        match word:
+            case Found(name):
+                self._wanted.add(name)
+            case Counted():
+                self._counted = True
+            case Compiled(folder, name):
+                where = Path(folder)
+                if where.parent == self._cache.folder:  # not one that cannot be written any more
+                    self._done[name] = where.name
+
+    def _next(self) -> Word | None:
         """What is said next; None from when nothing is."""
         if self._worker is None or self._ended:
             return None

@@ -10,12 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 from triton.runtime.cache import get_cache_manager
 
 from quire.engine import lifeline
-from quire.engine.runner.compile_orders import Compiled, Counted
+from quire.engine.runner.compile_orders import Compiled, Word, written
 from quire.kernels import offline
 from quire.kernels.offline import Kernel
 
@@ -44,7 +43,7 @@ SLOWEST = (  # to compile, of all kernels, by names
     "_gemv_kernel",
 )
 
-Tell = Callable[[Compiled | Counted], None]
+Tell = Callable[[Word], None]
 
 
 def compile_in_forks(kernels: Mapping[str, Kernel], forks: int, tell: Tell) -> list[int]:
@@ -88,12 +87,12 @@ def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Tell) -> None:
         compiled = kernel.compiling()
         if leading[kernel.signature] is kernel:
             offline.compile_launcher(compiled)
-        tell(Compiled(Path(get_cache_manager(compiled.hash).cache_dir).name, kernel.name))
+        tell(Compiled(get_cache_manager(compiled.hash).cache_dir, kernel.name))
 
 
-def tell(word: Compiled | Counted) -> None:
+def tell(word: Word) -> None:
     """In one write, which other processes' do not come between."""
-    os.write(sys.stdout.fileno(), (word.written() + "\n").encode())
+    os.write(sys.stdout.fileno(), (written(word) + "\n").encode())
 
 
 def _fork(work: Callable[[], None]) -> int:

@@ -12,33 +12,59 @@ import ctypes
 import gc
 import json
 import os
+import select
+import signal
+import sys
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from quire.engine import lifeline
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.runner import compile_process, listed
 from quire.engine.runner.compile_orders import family, versions
 from quire.kernels.cards import OfflineCard
 
-_IMPORTING = 3  # processes that have a core for themselves: the server, its engine, the parent
+_NICENESS = 10  # what others import goes first
+_LIMIT = 10.0  # seconds for a list's names to be told, of which all but the driver takes one
+_CHUNK = 1 << 16  # bytes
 _MAJOR, _MINOR, _SHARED = 75, 76, 97  # CUdevice_attribute: compute capability, bytes a program
 _NAME = 100  # bytes
 
 
 @dataclass(frozen=True)
-class Begun:
-    """What a fork compiles. process: its id. names: the read end of a pipe."""
+class ListFork:
+    """What compiles from a list. process: its id. told: the read end of a pipe."""
 
     process: int
-    names: int
+    told: int
 
-    def take(self) -> frozenset[str]:
-        """The names of its kernels (`offline.name_of`), once it knows them. Once."""
-        with os.fdopen(self.names, encoding="utf-8") as names:
-            return frozenset(names.read().splitlines())
+    def names(self, cache: str) -> frozenset[str]:
+        """The names of its kernels (`offline.name_of`), once it knows them. Once. cache: where they
+        are wanted; if that is elsewhere, or it takes too long, it is ended, and has none."""
+        told = b""
+        with os.fdopen(self.told, "rb", buffering=0) as pipe:
+            until = time.monotonic() + _LIMIT
+            while select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
+                if not (part := pipe.read(_CHUNK)):
+                    break
+                told += part
+            else:
+                told = b""
+        if told and cache == str(compile_process.triton_cache()):
+            return frozenset(told.decode().splitlines())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process, signal.SIGKILL)
+        return frozenset()
+
+    def came_to_its_end(self) -> bool:
+        """Waits for it."""
+        return os.waitpid(self.process, 0)[1] == 0
 
 
 def on_this_machine(config: EngineConfig) -> EngineConfig:
@@ -63,7 +89,7 @@ def were_compiled(config: EngineConfig) -> bool:
     return next(compile_process.triton_cache().glob(lists), None) is not None
 
 
-def begin(config: EngineConfig, devices: str) -> Begun | None:
+def begin(config: EngineConfig, devices: str) -> ListFork | None:
     """Fork it; None where no list has the engine's kernels. devices: CUDA_VISIBLE_DEVICES as the
     engine has it, if it has. Without heavy imports."""
     model = listed.model_of(config)
@@ -73,14 +99,16 @@ def begin(config: EngineConfig, devices: str) -> Begun | None:
     process = os.fork()
     if not process:
         os.close(out)
-        _live(model, devices, into)
+        _in_fork(partial(_compile, model, devices, into))
     os.close(into)
-    return Begun(process, out)
+    return ListFork(process, out)
 
 
-def _live(model: str, devices: str, names: int) -> NoReturn:
+def _in_fork(work: Callable[[], None]) -> NoReturn:
+    """Do it, and end: with the process that has forked this one, if that ends before."""
+    lifeline.be_killed_with_parent()
     try:
-        _compile(model, devices, names)
+        work()
         os._exit(0)
     except BaseException:
         traceback.print_exc()
@@ -89,7 +117,7 @@ def _live(model: str, devices: str, names: int) -> NoReturn:
 
 
 def _compile(model: str, devices: str, names: int) -> None:
-    answer = _asked(devices)
+    asker, answer = _ask_in_a_process(devices, names)
     from quire.kernels import without_torch
 
     without_torch.begin()
@@ -99,58 +127,74 @@ def _compile(model: str, devices: str, names: int) -> None:
     from quire.kernels import launch_list, movable_cache, offline, sealed, steady_keys, support
 
     assert steady_keys, "before any kernel is named"
+    card = _read_card(asker, answer)
+    launches = listed.read(model, card.name) if __version__ in support.HOPPER_TRITON else []
+    if not launches:
+        return
     folder = compile_process.triton_cache()
     sealed.probe(folder)
     movable_cache.use()  # as the engine does
     knobs.cache.dir = str(folder)
     knobs.compilation.store_binary_only = True
     offline.digest_compiler()
-    card = _read_card(answer)
-    launches = listed.read(model, card.name) if __version__ in support.HOPPER_TRITON else []
     offline.compile_for(card)
     with offline.noted() as kernels:
-        for launch in launches:
-            launch_list.launch(launch)
+        for one in launches:
+            launch_list.launch(one)
     gc.enable()
     with os.fdopen(names, "w", encoding="utf-8") as told:
         told.write("\n".join(kernels))
-    processes = max(1, compile_process.default_processes() - _IMPORTING)
-    forks = compile_forks.compile_in_forks(kernels, processes, compile_forks.tell)
-    compile_forks.wait_for(forks)
+    os.nice(_NICENESS)
+    processes = compile_process.default_processes()
+    if not compile_forks.wait_for(
+        compile_forks.compile_in_forks(kernels, processes, compile_forks.tell)
+    ):
+        raise RuntimeError("not all kernels of the list could be compiled")
 
 
-def _asked(devices: str) -> int:
-    """What a process will be told by the driver of the first GPU, as JSON; the read end of a
-    pipe."""
+def _ask_in_a_process(devices: str, names: int) -> tuple[int, int]:
+    """The id of a process that asks the driver of the first GPU, and the read end of a pipe for
+    what it is told, as JSON. names: a descriptor that is not that process's."""
     out, into = os.pipe()
-    if os.fork():
+    process = os.fork()
+    if not process:
+        os.close(names)
+        os.dup2(into, sys.stdout.fileno())  # which others wait for the end of
         os.close(into)
-        return out
-    try:
-        if devices:
-            os.environ[compile_process.DEVICES] = devices
-        else:
-            del os.environ[compile_process.DEVICES]
-        os.write(into, json.dumps(_ask_driver()).encode())
-    finally:
-        os._exit(0)
+        _in_fork(partial(_ask, devices))
+    os.close(into)
+    return process, out
+
+
+def _ask(devices: str) -> None:
+    os.environ.pop(compile_process.DEVICES, None)
+    if devices:
+        os.environ[compile_process.DEVICES] = devices
+    os.write(sys.stdout.fileno(), json.dumps(_ask_driver()).encode())
 
 
 def _ask_driver() -> tuple[str, list[int]]:
     """Name of the first GPU, and what `_MAJOR` and so on stand for. Raises OSError."""
     driver = ctypes.CDLL("libcuda.so.1")
     name, number = ctypes.create_string_buffer(_NAME), ctypes.c_int()
-    driver.cuInit(0)
-    driver.cuDeviceGetName(name, _NAME, 0)
+
+    def call(function: str, *arguments: Any) -> None:
+        if code := getattr(driver, function)(*arguments):
+            raise OSError(f"{function}: {code}")
+
+    call("cuInit", 0)
+    call("cuDeviceGetName", name, _NAME, 0)
     numbers = []
     for attribute in (_MAJOR, _MINOR, _SHARED):
-        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0)
+        call("cuDeviceGetAttribute", ctypes.byref(number), attribute, 0)
         numbers.append(number.value)
     return name.value.decode(), numbers
 
 
-def _read_card(answer: int) -> OfflineCard:
+def _read_card(asker: int, answer: int) -> OfflineCard:
     """Raises ValueError where the driver has told nothing."""
     with os.fdopen(answer) as told:
-        name, (major, minor, shared) = json.load(told)
+        text = told.read()
+    os.waitpid(asker, 0)
+    name, (major, minor, shared) = json.loads(text)
     return OfflineCard(10 * major + minor, shared, name)

@@ -29,7 +29,8 @@ DECIDING = (  # options from which kernels follow, beside those that the orders 
 
 def deciding(config: EngineConfig) -> dict[str, Any]:
     """Those options alone: whoever compiles knows no other, so none can change what is compiled."""
-    return {name: getattr(config, name) for name in DECIDING}
+    options = {name: getattr(config, name) for name in DECIDING}
+    return options | {"max_num_batched_tokens": config.step_tokens()}
 
 
 @dataclass(frozen=True)
@@ -113,32 +114,39 @@ def _digest(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A kernel that is there. folder: its place in Triton's cache, a name; name: as a launch asks
-    for it (`offline.name_of`)."""
+class Found:
+    """A kernel that an engine launches. name: as a launch asks for it (`offline.name_of`)."""
 
-    folder: str
-    name: str
-
-    def written(self) -> str:
-        """One line, without its end."""
-        return json.dumps(dataclasses.asdict(self))
+    found: str
 
 
 @dataclass(frozen=True)
 class Counted:
-    """How many kernels there will be in all."""
+    """All that are launched have been told, so many."""
 
     kernels: int
 
-    def written(self) -> str:
-        """One line, without its end."""
-        return json.dumps(dataclasses.asdict(self))
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel that is there, whether launched or not. folder: its place in Triton's cache, with
+    its path; name: as in Found."""
+
+    folder: str
+    name: str
 
 
-def read_word(line: str) -> Compiled | Counted | None:
+Word = Found | Counted | Compiled
+
+
+def written(word: Word) -> str:
+    """One line, without its end."""
+    return json.dumps(dataclasses.asdict(word))
+
+
+def read_word(line: str) -> Word | None:
     """What a line says; None: it is no such word."""
-    for kind in (Compiled, Counted):
+    for kind in (Found, Counted, Compiled):
         with contextlib.suppress(ValueError, TypeError):
             return kind(**json.loads(line))
     return None

@@ -3,7 +3,7 @@
 Invariant: nothing that keeps it from starting early keeps the engine. Without heavy imports, so
 that it can be called before them: to load torch takes this process as long as it takes the
 engine's, and beside it costs nothing. It waits for its orders, a line of its input, and ends when
-that is closed; or at once, where an engine like this one has left its kernels.
+that is closed; where an engine like this one has left its kernels, it waits for them first of all.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def start_early(options: str, program: Sequence[str] = WORKER) -> None:
 def triton_cache() -> Path:
     """Where Triton keeps kernels, by its own rules. A user without a home has it in "~"."""
     given = os.environ.get("TRITON_CACHE_DIR")
-    if given:
+    if given is not None:
         return Path(given)
     home = os.environ.get("TRITON_HOME")
     return (_home() if home is None else Path(home)) / ".triton" / "cache"

@@ -3,8 +3,8 @@
 Invariant: it finds what there is to compile as the engine does, by running the steps of
 `warm_steps`; here they run on meta tensors and over one layer, and a launch is only noted. What it
 would run is compiled then, and Triton keeps that where the engine will look for it. No GPU is ever
-touched. Its orders are a line of standard input, whose end is its own too (see lifeline); for each
-kernel it writes a line (`compile_orders.Compiled`), and one that counts them. The work is done by
+touched. Its orders are a line of standard input, whose end is its own too (see lifeline); what it
+finds, and what is compiled, it tells a line each (`compile_orders.Word`). The work is done by
 forks of it. The longest, for which all others wait, has a fork of its own before it is known what
 else there is: the largest step has it. What `compile_listed` has begun is left to that.
 """
@@ -24,10 +24,10 @@ from quire.engine.model.forward_batch import KVCache
 from quire.engine.model.layers.parallel import World
 from quire.engine.model.load_config import resolve_max_model_len
 from quire.engine.model.registry import build_model
-from quire.engine.runner import compile_process, early_start, exact_mode
+from quire.engine.runner import early_start, exact_mode
 from quire.engine.runner.compile_forks import LONGEST, Tell, compile_in_forks, tell, wait_for
-from quire.engine.runner.compile_listed import Begun
-from quire.engine.runner.compile_orders import Counted, Orders
+from quire.engine.runner.compile_listed import ListFork
+from quire.engine.runner.compile_orders import Counted, Found, Orders
 from quire.engine.runner.runner import Runner
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import bounds_of, warm_steps
@@ -121,7 +121,7 @@ def kernels_of(launches: Callable[[], None]) -> dict[str, Kernel]:
     return kernels
 
 
-def compile_all(orders: Orders, tell: Tell, begun: Begun | None = None) -> bool:
+def compile_all(orders: Orders, tell: Tell, begun: ListFork | None = None) -> bool:
     """Compile, in so many processes; whether each of them came to its end. tell: called there.
     begun: what is compiled already, or being compiled, by another."""
     if orders.cache:
@@ -130,9 +130,7 @@ def compile_all(orders: Orders, tell: Tell, begun: Begun | None = None) -> bool:
     knobs.compilation.store_binary_only = True  # to write down all else is a tenth of the time
     offline.compile_for(offline.OfflineCard(orders.arch, orders.shared, orders.card))
     launches = launches_of(orders)
-    known: frozenset[str] = frozenset()
-    if begun is not None and orders.cache == str(compile_process.triton_cache()):
-        known = begun.take()
+    known = frozenset[str]() if begun is None else begun.names(orders.cache)
     first = kernels_of(partial(launches, largest=True))
     longest = {
         name: kernel
@@ -141,14 +139,19 @@ def compile_all(orders: Orders, tell: Tell, begun: Begun | None = None) -> bool:
     }
     forks = compile_in_forks(longest, len(longest), tell)
     kernels = kernels_of(launches)
-    tell(Counted(len(kernels.keys() | known)))
+    for name in kernels:
+        tell(Found(name))
+    tell(Counted(len(kernels)))
     others = {name: kernels[name] for name in kernels.keys() - longest.keys() - known}
     forks += compile_in_forks(others, orders.processes, tell)
-    return wait_for(forks + ([begun.process] if begun is not None else []))
+    if begun is not None and not begun.came_to_its_end():
+        again = {name: kernels[name] for name in kernels.keys() & known}
+        forks += compile_in_forks(again, orders.processes, tell)
+    return wait_for(forks)
 
 
-def main(begun: Begun | None = None) -> int:
-    """Do what the line on standard input says."""
+def main(line: str = "", begun: ListFork | None = None) -> int:
+    """Do what the orders say. line: theirs; else it is read from standard input."""
     early_start.digest_compiler()
-    orders = Orders.read(sys.stdin.readline())
+    orders = Orders.read(line or sys.stdin.readline())
     return int(not compile_all(orders, tell, begun))

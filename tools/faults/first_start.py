@@ -159,7 +159,7 @@ FAULTS = (
     Fault(
         "first start: kernels half compiled count as all",
         "engine/runner/compile_ahead.py",
-        "        if done and done == self._kernels:\n",
+        "        if done and self._whole:\n",
         "        if done:\n",
         (AHEAD + "what_a_process_that_dies_has_not_done_is_said_and_not_waited_for",),
     ),
@@ -265,8 +265,8 @@ FAULTS = (
     Fault(
         "first start: kernels of a list count for nothing",
         "engine/runner/compile_worker.py",
-        "tell(Counted(len(kernels.keys() | known)))",
-        "tell(Counted(len(kernels.keys() - known)))",
+        "    for name in kernels:\n",
+        "    for name in kernels.keys() - known:\n",
         (LISTED + "what_is_listed_is_compiled_by_the_fork_and_the_rest_by_its_parent",),
     ),
     Fault(
@@ -275,6 +275,27 @@ FAULTS = (
         'unaligned = "?" if value.data_ptr() % _ALIGNED else ""',
         'unaligned = ""',
         (LISTED + "the_lists_hold_what_engines_launch_under_the_same_names",),
+    ),
+    Fault(
+        "first start: what a fork that was killed had begun is never compiled",
+        "engine/runner/compile_worker.py",
+        "    if begun is not None and not begun.came_to_its_end():\n",
+        "    if begun is not None and begun.came_to_its_end() is None:\n",
+        (LISTED + "what_a_fork_leaves_undone_its_parent_compiles",),
+    ),
+    Fault(
+        "first start: a fork that waits for the driver outlives the engine",
+        "engine/runner/compile_listed.py",
+        "    lifeline.be_killed_with_parent()\n    try:",
+        "    try:",
+        (LISTED + "a_fork_that_hangs_and_what_it_has_forked_end_with_the_engine",),
+    ),
+    Fault(
+        "first start: kernels in a folder that is not the engine's count",
+        "engine/runner/compile_ahead.py",
+        "                if where.parent == self._cache.folder:",
+        "                if where:",
+        (AHEAD + "what_is_launched_and_in_the_cache_is_counted",),
     ),
     Fault(
         "first start: a second model waits for what only the first one had compiled",

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,18 +23,11 @@ from quire.engine.config import EngineConfig
 from quire.engine.errors import CapacityError, EngineDeadError, RequestError
 from quire.engine.loop.stats import EngineStats
 from quire.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenLogprob
+from quire.service.app.placement import program
+from quire.service.settings import ServiceConfig, Settings
 
-PROGRAM = [
-    sys.executable,
-    "-P",
-    "-m",
-    "quire.service.app.engine_child",
-    "text",
-    "warning",
-    "auto",
-    "0",
-]
 CONFIG = EngineConfig(model="random:tiny", num_blocks=64, block_size=16, device="cpu")
+PROGRAM = program(Settings(CONFIG, ServiceConfig(log_level="warning")))
 
 
 @asynccontextmanager

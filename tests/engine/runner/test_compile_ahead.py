@@ -21,7 +21,14 @@ from quire.engine.errors import RankError
 from quire.engine.model.config import QWEN2, ModelConfig
 from quire.engine.runner import compile_ahead, compile_process
 from quire.engine.runner.compile_ahead import CompileAhead
-from quire.engine.runner.compile_orders import Compiled, Counted, Orders, read_word
+from quire.engine.runner.compile_orders import (
+    Compiled,
+    Counted,
+    Found,
+    Orders,
+    read_word,
+    written,
+)
 from quire.engine.runner.compiled_cache import CompiledCache
 from quire.engine.startup.build_rank import build_rank
 
@@ -41,13 +48,15 @@ import json, os, pathlib, sys
 orders = json.loads(sys.stdin.readline())
 for number in range({KERNELS}):
     if number == 1:
+        for wanted in range({KERNELS}):
+            print(json.dumps({{"found": f"kernel {{wanted}}"}}), flush=True)
         print(json.dumps({{"kernels": {KERNELS}}}), flush=True)
     folder = pathlib.Path(orders["cache"], f"K{{number}}")
     folder.mkdir(exist_ok=True)
     (folder / "kernel.cubin").write_text(str(number))
     print("noise of a library", flush=True)
     os.write(1, b"that is no text: \\xff\\n")
-    word = {{"folder": folder.name, "name": f"kernel {{number}}"}}
+    word = {{"folder": str(folder), "name": f"kernel {{number}}"}}
     print(json.dumps(word), flush=True)
 sys.stdin.read()
 """
@@ -101,7 +110,7 @@ def test_a_launch_waits_for_its_own_kernel_and_one_that_is_not_known_for_all(
     first, kernel = ahead(tmp_path), SimpleNamespace(name="kernel")
     with first.awaited(seen.append):
         assert not knobs.runtime.jit_cache_hook(key="2", fn=kernel, device=0), "it is launched"
-        assert seen == [1 / KERNELS, 2 / KERNELS, 3 / KERNELS], "of the first they are not counted"
+        assert seen == [1 / KERNELS, 2 / KERNELS, 3 / KERNELS], "not before they are counted"
         knobs.runtime.jit_cache_hook(key="0", fn=kernel)
         assert len(seen) == 3
         knobs.runtime.jit_cache_hook(key="another", fn=kernel)
@@ -134,14 +143,23 @@ def test_a_process_that_was_started_early_gets_the_orders(tmp_path: Path) -> Non
     assert first.wait(lambda _share: None) == KERNELS
 
 
-def test_one_that_has_ended_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It took all for compiled; if that is damaged, another one compiles it."""
-    monkeypatch.setattr(compile_process.start, "__defaults__", ((sys.executable, "-c", WORKER),))
-    gone = compile_process.start((sys.executable, "-c", ""))
-    gone.wait(PATIENCE)
-    orders = dataclasses.replace(ORDERS, cache=str(tmp_path))
-    first = CompileAhead(orders, CompiledCache(tmp_path), "version 1", gone)
-    assert first.wait(lambda _share: None) == KERNELS
+@pytest.mark.parametrize(
+    ("change", "done"),
+    [
+        ("", KERNELS),
+        ("if number == 3: folder = folder.parent / 'other' / folder.name", KERNELS - 1),
+        ("print(json.dumps({'folder': str(folder), 'name': 'in vain'}), flush=True)", KERNELS),
+    ],
+    ids=["all", "another-folder", "in-vain"],
+)
+def test_what_is_launched_and_in_the_cache_is_counted(
+    tmp_path: Path, change: str, done: int
+) -> None:
+    """A list may have been begun where nothing can be kept any more, and have too much."""
+    program = WORKER.replace("    word =", f"    {change}\n    word =")
+    first = ahead(tmp_path, program.replace("sys.stdin.read()", ""))
+    assert first.wait(lambda _share: None) == done
+    assert ahead(tmp_path, program).at_work is (done < KERNELS)
 
 
 def test_a_process_that_was_started_in_vain_is_ended(tmp_path: Path) -> None:
@@ -198,8 +216,8 @@ def test_where_triton_keeps_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_word_is_read_or_is_none() -> None:
-    for word in (Compiled("FOLDER", "_kernel key"), Counted(7)):
-        assert read_word(word.written()) == word
+    for word in (Compiled("/cache/FOLDER", "_kernel key"), Found("_kernel key"), Counted(7)):
+        assert read_word(written(word)) == word
     for line in ("", "{", "7", "[]", "{}", '{"folder": "a"}'):
         assert read_word(line) is None
     assert Orders.read(ORDERS.written()) == ORDERS and ORDERS.config == CONFIG
@@ -273,11 +291,14 @@ def test_forks_compile_each_kernel_once_and_find_it_the_next_time(
             assert process.stdout is not None
             words = [read_word(line) for line in process.stdout]
             assert process.wait(PATIENCE) == 0
-        told.append(sorted(word.folder for word in words if isinstance(word, Compiled)))
+        compiled = [word for word in words if isinstance(word, Compiled)]
+        told.append(sorted(Path(word.folder).name for word in compiled))
         assert len(told[-1]) == len(set(told[-1])) > 1
-        assert [word for word in words if not isinstance(word, Compiled)] == [
-            Counted(len(told[-1]))
-        ]
+        others = [word for word in words if not isinstance(word, Compiled)]
+        assert others[-1] == Counted(len(told[-1]))
+        assert {word.found for word in others[:-1] if isinstance(word, Found)} == {
+            word.name for word in compiled
+        }
     assert told[0] == told[1]
     assert len(list(tmp_path.glob("*/*.cubin"))) == len(told[0])
     assert not list(tmp_path.glob("*/*.ttgir")), "more than what is launched"
@@ -300,8 +321,9 @@ def test_forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it(
     )
     with worker(dataclasses.replace(ORDERS, processes=2), tmp_path, change) as process:
         assert process.stdin is not None and process.stdout is not None
-        counted, *here = [process.stdout.readline() for _ in range(3)]
-        assert read_word(counted) is not None and here == ["here\n"] * 2
+        lines = iter(process.stdout.readline, "")
+        assert any(isinstance(read_word(line), Counted) for line in lines)
+        assert [next(lines) for _ in range(2)] == ["here\n"] * 2
         process.kill()
         process.stdin.close()
         # Its other end the forks hold too.

@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from quire.engine.runner import compile_listed, listed
 from quire.engine.runner.compile_orders import (
     Compiled,
     Counted,
+    Found,
     Orders,
     deciding,
     family,
@@ -53,8 +54,13 @@ def run_python(code: str, *arguments: str, **environment: str) -> Any:
 
 # ------------------------------------------------------------ what the lists hold
 
-# For each model: the names of what an engine launches, and of what the list has.
-LAUNCHED = """
+# By card and model: what an engine launches, and what the list has: names, and Triton's keys, into
+# which go a kernel's source, what it calls, and all constants that it uses.
+KEY = """
+def key_of(kernel):
+    return kernel.compiling.args[0].cache_key
+"""
+LAUNCHED = f"""{KEY}
 import json, sys
 import torch
 from quire.engine.config import EngineConfig
@@ -62,10 +68,10 @@ from quire.engine.runner.compile_ahead import orders_of
 from quire.engine.runner.compile_worker import kernels_of, launches_of
 from quire.kernels import launch_list, offline
 from quire.kernels.cards import KNOWN
-found = {}
+found = dict()
 for card, model in (pair.split() for pair in sys.argv[1:]):
     offline.compile_for(KNOWN[card])
-    config, meta = EngineConfig(model=f"random:{model}"), torch.device("meta")
+    config, meta = EngineConfig(model="random:" + model), torch.device("meta")
     orders = orders_of(config, torch.bfloat16, meta, pdl=True, exact=False)
     kernels = kernels_of(launches_of(orders))
     written = json.dumps([launch_list.written(kernel.compiling) for kernel in kernels.values()])
@@ -73,35 +79,36 @@ for card, model in (pair.split() for pair in sys.argv[1:]):
         for launch in json.loads(written):
             launch_list.launch(launch)
     assert read.keys() == kernels.keys(), "what is written is read as another"
-    found[model] = sorted(kernels)
+    found[card + model] = dict(zip(kernels, map(key_of, kernels.values())))
 print(json.dumps(found))
 """
-LISTED = """
+LISTED = f"""{KEY}
 import json, sys
 from quire.kernels import without_torch
 without_torch.begin()
 from quire.engine.runner import listed
 from quire.kernels import launch_list, offline, steady_keys
 from quire.kernels.cards import KNOWN
-found = {}
+found = dict()
 for card, model in (pair.split() for pair in sys.argv[1:]):
     offline.compile_for(KNOWN[card])
     with offline.noted() as kernels:
         for launch in listed.read(model, KNOWN[card].name):
             launch_list.launch(launch)
-    found[model] = sorted(kernels)
+    found[card + model] = dict(zip(kernels, map(key_of, kernels.values())))
 print(json.dumps(found))
 """
 
 
-def test_the_lists_hold_what_engines_launch_under_the_same_names() -> None:
+@pytest.mark.parametrize("turn", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_the_lists_hold_what_engines_launch_under_the_same_names(turn: int) -> None:
     """If this fails, write them anew: tools/list_launches.py."""
     triton = pytest.importorskip("triton")
     from quire.kernels.support import HOPPER_TRITON
 
     if triton.__version__ not in HOPPER_TRITON:
         pytest.skip("the lists are of Gluon's kernels too")
-    pairs = [f"{card} {model}" for card, model in zip(cycle(CARDS), listed.MODELS, strict=False)]
+    pairs = [f"{CARDS[(at + turn) % 2]} {model}" for at, model in enumerate(listed.MODELS)]
     assert run_python(LISTED, *pairs) == run_python(LAUNCHED, *pairs)
 
 
@@ -184,22 +191,20 @@ def test_no_list_is_taken_for_what_launches_other_kernels(options: dict[str, Any
 # A few light kernels stand for all of them. {change}: to the list, to the driver.
 WORK = """
 import sys
-from quire.engine.runner import compile_listed, compile_main, listed
-whole, begin = listed.read, compile_listed.begin
+from quire.engine.runner import compile_listed, compile_main, early_start, listed
+whole, start_digest = listed.read, early_start.start_digest
 light = ["_advance_kernel", "_copy_kernel"]
 def few(model, card):
     return [one for one in whole(model, card) if one[0].split(":")[1] in light]
-def begin_few(*arguments):
-    begun = begin(*arguments)
+def before_torch():
+    start_digest()
     from quire.engine.runner import compile_worker
     found = compile_worker.kernels_of
     def noted(launches):
-        kernels = found(launches)
-        light.append("_mask_stop_kernel")
-        return {name: kernel for name, kernel in kernels.items() if name.split()[0] in light}
+        kernels, wanted = found(launches), (*light, "_mask_stop_kernel")
+        return {name: kernel for name, kernel in kernels.items() if name.split()[0] in wanted}
     compile_worker.kernels_of = noted
-    return begun
-listed.read, compile_listed.begin = few, begin_few
+listed.read, early_start.start_digest = few, before_torch
 compile_listed._ask_driver = lambda: ("NVIDIA H200", [9, 0, 232448])
 CHANGE
 sys.exit(compile_main.main())
@@ -238,28 +243,28 @@ def worker(
         yield process
 
 
-def words(process: "subprocess.Popen[str]") -> tuple[list[Compiled], int]:
+def words(process: "subprocess.Popen[str]") -> tuple[list[str], set[str]]:
+    """The names of what was compiled, and of what an engine launches."""
     assert process.stdout is not None and process.stderr is not None
     read = [read_word(line) for line in process.stdout]
-    (count,) = (word.kernels for word in read if isinstance(word, Counted))
+    launched = {word.found for word in read if isinstance(word, Found)}
+    assert [word.kernels for word in read if isinstance(word, Counted)] == [len(launched)]
     process.wait(PATIENCE)
-    return [word for word in read if isinstance(word, Compiled)], count
+    return [word.name for word in read if isinstance(word, Compiled)], launched
 
 
 def test_what_is_listed_is_compiled_by_the_fork_and_the_rest_by_its_parent(tmp_path: Path) -> None:
     """And each once: the parent's own processes begin with what the list lacks."""
     with worker(tmp_path) as process:
-        told, count = words(process)
+        told, launched = words(process)
         assert process.returncode == 0
-    names = [word.name for word in told]
-    assert len(set(names)) == len(names) == count
-    assert {name.split()[0] for name in names} == {
+    assert len(set(told)) == len(told) and set(told) == launched
+    assert {name.split()[0] for name in told} == {
         "_advance_kernel",
         "_copy_kernel",
         "_mask_stop_kernel",
     }
-    compiled = {path.parent.name for path in tmp_path.glob("*/*.cubin")}
-    assert compiled == {word.folder for word in told}
+    assert len(list(tmp_path.glob("*/*.cubin"))) == len(told)
 
 
 @pytest.mark.parametrize(
@@ -281,17 +286,48 @@ def test_what_is_listed_is_compiled_by_the_fork_and_the_rest_by_its_parent(tmp_p
 )
 def test_without_the_list_the_parent_compiles_all(tmp_path: Path, change: str) -> None:
     with worker(tmp_path, change) as process:
-        told, count = words(process)
-    assert len({word.name for word in told}) == len(told) == count > 2
+        told, launched = words(process)
+        assert process.returncode == 0
+    assert len(told) > 2 and set(told) == launched
+
+
+# The fork has told what it compiles, and is killed; or it never gets that far.
+KILLED = """
+import os, signal
+compile_listed.compile_process.default_processes = lambda: os.kill(os.getpid(), signal.SIGKILL)
+"""
+HANGS = """
+import signal
+compile_listed._LIMIT = 0.2
+compile_listed._ask_driver = signal.pause
+"""
+
+
+@pytest.mark.parametrize("change", [KILLED, HANGS], ids=["killed", "hangs"])
+def test_what_a_fork_leaves_undone_its_parent_compiles(tmp_path: Path, change: str) -> None:
+    with worker(tmp_path, change) as process:
+        told, launched = words(process)
+        assert process.returncode == 0
+    assert set(told) == launched and len(launched) > 2
+
+
+def test_a_fork_that_hangs_and_what_it_has_forked_end_with_the_engine(tmp_path: Path) -> None:
+    change = "import signal\ncompile_listed._ask_driver = signal.pause"
+    with worker(tmp_path, change) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.kill()
+        process.stdin.close()
+        assert select.select([process.stdout], [], [], 60)[0], "they are still there"
+        assert not process.stdout.read()
 
 
 @pytest.mark.long
-def test_a_kernel_that_the_list_has_in_vain_does_no_harm(tmp_path: Path) -> None:
+def test_a_kernel_that_the_list_has_in_vain_is_not_waited_for(tmp_path: Path) -> None:
     change = "light.append('_best_of_row')"
     with worker(tmp_path, change) as process:
-        told, count = words(process)
+        told, launched = words(process)
         assert process.returncode == 0
-    assert len({word.name for word in told}) == len(told) == count
+    assert set(told) >= launched
 
 
 def test_an_engine_of_no_list_has_no_fork() -> None:
@@ -317,12 +353,17 @@ def test_what_an_engine_has_left_is_for_others_of_its_options_and_versions(
     assert not known(config)
 
 
-def test_the_process_ends_at_once_where_all_was_compiled(tmp_path: Path) -> None:
+def test_where_all_was_compiled_the_process_waits_for_orders_before_anything_else(
+    tmp_path: Path,
+) -> None:
+    """By what can be told early: of another data type, say, there may be none."""
     config = EngineConfig(model="random:0.6B")
     (tmp_path / f"quire-{family(config, versions())}-any.json").touch()
-    with worker(tmp_path) as process:
-        assert process.wait(PATIENCE) == 0 and process.stdout is not None
-        assert not process.stdout.read()
+    refuse = "def refuse(*_): raise SystemExit(7)\ncompile_listed.begin = refuse"
+    with worker(tmp_path, refuse) as process:
+        told, launched = words(process)
+        assert process.returncode == 0
+    assert set(told) == launched and len(launched) > 2
 
 
 def test_torch_is_a_placeholder_of_nothing_else() -> None:

@@ -45,7 +45,7 @@ def compiled(folder: Path) -> set[str]:
         process.stdin.flush()
         words = [json.loads(line) for line in process.stdout]
         assert process.wait(PATIENCE) == 0
-    return {word["folder"] for word in words if "folder" in word}
+    return {Path(word["folder"]).name for word in words if "folder" in word}
 
 
 def files(folder: Path) -> dict[str, int]:

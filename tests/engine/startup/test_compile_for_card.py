@@ -51,12 +51,14 @@ sys.exit(compile_worker.main())
 STAND_IN = """
 import json, pathlib, sys
 orders = json.loads(sys.stdin.readline())
+for name in "ONE", "TWO":
+    print(json.dumps({"found": name}), flush=True)
 print(json.dumps({"kernels": 2}), flush=True)
 for name in "ONE", "TWO":
     folder = pathlib.Path(orders["cache"], name)
     folder.mkdir()
     (folder / "kernel.cubin").write_text(name)
-    print(json.dumps({"folder": name, "name": name}), flush=True)
+    print(json.dumps({"folder": str(folder), "name": name}), flush=True)
 sys.stdin.read()
 """
 
