@@ -72,8 +72,8 @@ FAULTS = (
     Fault(
         "compiled for a card: options that decide no kernel are in the key",
         "engine/runner/compile_orders.py",
-        "return {name: getattr(config, name) for name in DECIDING}",
-        "return dataclasses.asdict(config)",
+        "options = {name: getattr(config, name) for name in DECIDING}",
+        "options = dataclasses.asdict(config)",
         (FOR_CARD + "a_server_finds_all_that_was_compiled_elsewhere",),
     ),
     Fault(
