@@ -4,7 +4,8 @@
 
 Tests run in many processes at once, so that kernels compile side by side: each file of the engine's
 tests in one of its own, those of the kernels and of whole families cut into shares, as long as the
-last results of record say that they take; the longest come first.
+last results of record say that they take; the longest come first. Those in which memory ran out,
+which others may have held, run once more, one after another.
 The JSON holds commit, versions, machine, the counts, the failures' messages, and how long each file
 took; beside it, exactness.json is the table of what is bit for bit the same and what is not. Exits
 1 where a test failed or none ran, 2 where there is no device.
@@ -22,6 +23,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,11 @@ def document(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
     }
 
 
+def lacked_memory(outcome: Outcome) -> bool:
+    """Whether a test failed for want of memory, which processes beside it may have held."""
+    return any("out of memory" in failure["message"] for failure in outcome.failures)
+
+
 def devices() -> list[str]:
     """What CUDA sees, asked in a process of its own: this one stays without a CUDA context."""
     ask = "import torch; print(*range(torch.cuda.device_count()))"
@@ -217,31 +224,32 @@ def main() -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     exactness = {"TESTS_EXACTNESS": str(out.with_name("exactness.json"))}
     environment = os.environ | ({} if options.words else exactness)
-    begin, outcomes, each = time.monotonic(), [], seconds_each(RESULTS / "test-gpu.json")
+    begin, each = time.monotonic(), seconds_each(RESULTS / "test-gpu.json")
+    parts = [
+        partial(run_share, path, tests, options.words, environment | led_by(names, number))
+        for number, (path, tests) in enumerate(
+            shares(marked_files(ROOT / "tests"), options.words, each)
+        )
+    ]
+    outcomes: dict[int, Outcome] = {}
+
+    def keep(number: int, outcome: Outcome) -> None:
+        outcomes[number] = outcome
+        write(out, list(outcomes.values()), parts, time.monotonic() - begin)
+        print(
+            f"{outcome.path:45} {outcome.passed:4} passed {len(outcome.failures):3} failed "
+            f"{outcome.skipped:3} skipped  {outcome.seconds:6.1f} s",
+            flush=True,
+        )
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        asked = [
-            pool.submit(
-                run_share,
-                path,
-                tests,
-                options.words,
-                environment | led_by(names, number),
-                options.seconds,
-            )
-            for number, (path, tests) in enumerate(
-                shares(marked_files(ROOT / "tests"), options.words, each)
-            )
-        ]
+        asked = {pool.submit(part, options.seconds): number for number, part in enumerate(parts)}
         for future in as_completed(asked):
-            outcome = future.result()
-            outcomes.append(outcome)
-            write(out, outcomes, asked, time.monotonic() - begin)
-            print(
-                f"{outcome.path:45} {outcome.passed:4} passed {len(outcome.failures):3} failed "
-                f"{outcome.skipped:3} skipped  {outcome.seconds:6.1f} s",
-                flush=True,
-            )
-    found = document(merged(outcomes), time.monotonic() - begin)
+            keep(asked[future], future.result())
+    for number, outcome in sorted(outcomes.items()):
+        if lacked_memory(outcome):
+            keep(number, parts[number](options.seconds))
+    found = document(merged(list(outcomes.values())), time.monotonic() - begin)
     for failure in found["failures"]:
         print(f"\nFAILED {failure['test']}\n{failure['message'][-1500:]}")
     print(f"\n{found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped")
