@@ -22,13 +22,16 @@ MAX_DEPTH = 256  # objects and lists in one another, of a large text
 MAX_PARTS = 1 << 17  # objects, lists and keys of a large text
 MANY = 1000  # values in one
 _JOINED = 4096  # pieces that are joined at once
-# Whole numbers that are read at once, with their commas, but for the list's last one.
-_RUN = re.compile(r"(?:[ \t\n\r]*(?:0|[1-9][0-9]{0,9})[ \t\n\r]*,){1,1024}(?=[ \t\n\r]*[0-9])")
+# Whole numbers that are read at once, with their commas, but for the list's last one; with no more
+# white space than people write: a pattern holds all threads while it goes back over that.
+_RUN = re.compile(
+    r"(?:[ \t\n\r]{0,16}(?:0|[1-9][0-9]{0,9})[ \t\n\r]{0,16},){1,1024}(?=[ \t\n\r]{0,16}[0-9])"
+)
 _SHOWN = 200  # characters of a key in a complaint
 # Of an object: up to its first key or its end, from a key to its value, and on to the next.
-_FIRST = re.compile(r'[ \t\n\r]*(?:(?=")|(}))')
-_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
-_NEXT = re.compile(r'[ \t\n\r]*(?:,[ \t\n\r]*(?=")|(}))')
+_FIRST = re.compile(r'[ \t\n\r]*+(?:(?=")|(}))')
+_COLON = re.compile(r"[ \t\n\r]*+:[ \t\n\r]*+")
+_NEXT = re.compile(r'[ \t\n\r]*+(?:,[ \t\n\r]*+(?=")|(}))')
 
 
 def loads(text: str, **hooks: Any) -> Any:

@@ -44,8 +44,9 @@ def _format(body: Fields, request: pb.GenerateRequest) -> Named:
     if kind not in _FORMATS:
         given.fault("type", kind, f"must be one of {', '.join(_FORMATS)}")
     bare = next((name for name in _BARE if kind == "json_object" and given.has(name)), None)
-    if bare is not None:
-        request.constraint.json_schema = _schema(given, bare)
+    written = "" if bare is None else _schema(given, bare)
+    if written not in ("", "{}", "true"):  # of these any value is valid
+        request.constraint.json_schema = written
     elif kind == "json_object":
         request.constraint.json_object = True
     schema = given.nested("json_schema")

@@ -18,6 +18,11 @@ from quire.engine import lifeline
 Worker = subprocess.Popen[str]
 WORKER = (sys.executable, "-P", "-m", "quire.engine.runner.compile_main")
 DEVICES = "CUDA_VISIBLE_DEVICES"
+TOLD = (  # options that are told on its command line, which others on the machine may read
+    *("model", "revision", "device", "dtype", "exact", "kv_cache_dtype", "quantization"),
+    *("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"),
+    "tensor_parallel_size",
+)
 MAX_PROCESSES = 16
 LISTS = "quire-*.json"  # in Triton's cache folder: what engines here have needed
 

@@ -112,6 +112,7 @@ def _info(config: EngineConfig, rank: Rank, num_blocks: int) -> EngineInfo:
     shape, device = model.config, model.device
     plan = sizing.plan_of(config, shape, device, model.dtype, num_blocks)
     cache_dtype = sizing.resolve_cache_dtype(config, model.dtype, device)
+    told = config.replace(max_num_batched_tokens=config.step_tokens(cpu=device.type == "cpu"))
     return EngineInfo(
         architecture=shape.architecture,
         fingerprint=model.served_fingerprint(cache_dtype),
@@ -129,7 +130,7 @@ def _info(config: EngineConfig, rank: Rank, num_blocks: int) -> EngineInfo:
         device_memory_total=sizing.total_memory(device),
         eos_token_ids=shape.eos_token_ids,
         generation=shape.generation,
-        options={name: str(value) for name, value in dataclasses.asdict(config).items()},
+        options={name: str(value) for name, value in dataclasses.asdict(told).items()},
         hidden_size=shape.hidden_size,
         embeds_only=shape.embeds_only,
         numerics=numerics(device, rank.ops, ranks=config.tensor_parallel_size),

@@ -32,7 +32,7 @@ from quire.engine.runner.slots import SlotState
 from quire.engine.runner.warmup import WarmStep, bounds_of, warm_steps
 from quire.engine.startup import fit, sizing
 from quire.engine.startup.kv_cache import allocate_cache
-from quire.engine.startup.largest_step import Baseline, peak_bytes
+from quire.engine.startup.largest_step import Baseline, by_streams, peak_bytes
 from quire.engine.startup.rank import Rank
 from quire.engine.weights.loader import LOADING_BYTES, check_checkpoint, loading
 from quire.engine.weights.random import fill_random
@@ -95,7 +95,7 @@ def build_rank(
     basis = _basis_of(config, rank, meet, pdl, clock)
     model = _new_model(basis)
     sized = basis.loaded_beside and config.num_blocks is None
-    before = Baseline.read(basis.device) if sized else None
+    before = Baseline.read(basis.device) if sized and by_streams() else None
     with _loading(basis, model) as load:
         if not basis.loaded_beside:
             load(partial(progress, "weights"))
@@ -264,8 +264,9 @@ def _warm_runner(
     """A runner that has launched whatever a step may launch, and captured what all need."""
     config, shape, dtype = basis.config, basis.shape, basis.dtype
     use_graphs = basis.device.type == "cuda" and not config.enforce_eager
-    hint = f"lower max_num_seqs = {config.max_num_seqs} or gpu_memory_utilization"
-    graphs = sizing.graph_bytes(config, shape, dtype)
+    hint = f"lower max_num_seqs = {config.max_num_seqs}"
+    hint += " or gpu_memory_utilization" if basis.device.type == "cuda" else ""
+    graphs = sizing.graph_bytes(config, shape, dtype) if use_graphs else 0
     with sizing.room_for("steps and captured graphs", graphs, basis.device, hint):
         runner = Runner(
             model,

@@ -17,10 +17,15 @@ from quire.engine.startup import sizing
 from quire.engine.startup.kv_cache import allocate_cache
 
 
+def by_streams() -> bool:
+    """Whether torch's allocator tells memory by streams."""
+    return torch.cuda.get_allocator_backend() == "native"
+
+
 @dataclass(frozen=True, slots=True)
 class Baseline:
     """Bytes of a GPU that are taken before weights are loaded: by torch, on this thread's stream,
-    and by other processes."""
+    and by all else: other processes, and this one's context."""
 
     reserved: int
     own: int

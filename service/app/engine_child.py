@@ -1,10 +1,11 @@
 """The program of the engine's process; `quire serve` starts it, and nobody else can.
 
-    python -m quire.service.app.engine_child LOG_FORMAT LOG_LEVEL OPTIONS SOCKET MARK
+    python -m quire.service.app.engine_child LOG_FORMAT LOG_LEVEL RANKS OPTIONS SOCKET MARK
 
-OPTIONS: an EngineConfig's, as JSON, for what gets ready before the engine's own are sent: the same,
-but that they may have another name of the model. SOCKET and MARK are inherited file descriptors
-(quire.engine.client.process_main.run).
+RANKS: how many other ranks this machine is to have, which get ready beside this one. OPTIONS: some
+of an EngineConfig's, as JSON (`compile_process.TOLD`), for what gets ready before all of them are
+sent: the same, but that the model may have another name. SOCKET and MARK are inherited file
+descriptors (quire.engine.client.process_main.run).
 """
 
 import json
@@ -13,7 +14,6 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from quire.engine.config import EngineConfig
 from quire.engine.loop import garbage
 from quire.engine.parallel.process import Program
 from quire.engine.runner import compile_process, early_start
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 _MAX_AHEAD = 7  # of eight: more have not been found on one machine, and may be a mistake
 
 
-def main(log_format: str, log_level: str, options: str, connection: str, mark: str) -> NoReturn:
+def main(
+    log_format: str, log_level: str, ranks: str, options: str, connection: str, mark: str
+) -> NoReturn:
     """Logs as the server's own; then the engine, until its end."""
     logs.set_up(log_format, log_level)
     rank = [sys.executable, "-P", "-m", "quire.service.app.rank_child", log_format, log_level]
-    config = EngineConfig(**json.loads(options))
-    program = Program(rank, ahead=min(config.ranks_per_node - 1, _MAX_AHEAD))
-    gpu = config.device != "cpu" and sees_gpu(os.environ)
+    program = Program(rank, ahead=min(int(ranks), _MAX_AHEAD))
+    gpu = json.loads(options)["device"] != "cpu" and sees_gpu(os.environ)
     if gpu:
         compile_process.start_early(options)
         early_start.start_driver(0)

@@ -9,7 +9,6 @@ ready at the same time. However the server ends, no process is left behind.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from quire.engine.client.child import Child
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.loop import garbage
+from quire.engine.runner import compile_process
 from quire.service.settings import Settings
 
 if TYPE_CHECKING:  # with either comes numpy
@@ -87,7 +87,14 @@ def sees_gpu(environment: Mapping[str, str], nodes: tuple[str, ...] = _GPU_NODES
 def program(settings: Settings) -> list[str]:
     """The command line of the engine's process, but for its descriptors."""
     service = settings.service
-    options = json.dumps(dataclasses.asdict(settings.engine))
+    engine = settings.engine
+    options = json.dumps({name: getattr(engine, name) for name in compile_process.TOLD})
     # -P: the working directory holds no modules of ours.
     command = [sys.executable, "-P", "-m", "quire.service.app.engine_child"]
-    return [*command, service.log_format, service.log_level, options]
+    return [
+        *command,
+        service.log_format,
+        service.log_level,
+        str(engine.ranks_per_node - 1),
+        options,
+    ]

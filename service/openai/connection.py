@@ -160,9 +160,10 @@ class Connection(H11Protocol):
         body = json.dumps({"error": error}).encode()
         headers = [("content-type", "application/json"), ("connection", "close")]
         headers.append(("content-length", str(len(body))))
+        content = () if self._busy and self.scope["method"] == "HEAD" else (h11.Data(data=body),)
         for event in (
             h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
+            *content,
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")

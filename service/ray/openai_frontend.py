@@ -88,6 +88,7 @@ class OpenAIFrontend:
     """The OpenAI API of one ingress."""
 
     def __init__(self, streams: "Streams", plan: Plan) -> None:
+        self._parsing = asyncio.Semaphore(1)  # of large bodies: one at a time
         self._streams = streams
         self._servicer = cast(Any, _Servicer(streams))
         self._hosts = AllowedHosts("127.0.0.1", plan.names, guarded=False)
@@ -127,7 +128,11 @@ class OpenAIFrontend:
             return read(parse(body), context.headers.get("x-request-id", ""))
 
         try:
-            asked = parsed() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parsed)
+            if len(body) <= INLINE_BYTES:
+                asked = parsed()
+            else:
+                async with self._parsing:
+                    asked = await asyncio.to_thread(parsed)
         except BadBody as bad:
             asked = Malformed(problems.refused(bad))
         reply = Reply(

@@ -121,6 +121,16 @@ def test_ids_are_read_in_runs_of_bounded_length() -> None:
     assert count / 1024 < turns(lambda: large_json.loads(text), "c_call") < count / 100
 
 
+def test_a_pattern_goes_back_over_little_white_space() -> None:
+    """It holds all threads meanwhile."""
+    for pattern in (large_json._RUN, large_json._FIRST, large_json._COLON, large_json._NEXT):
+        spaces = pattern.pattern.count(r"[ \t\n\r]")
+        bounded = pattern.pattern.count(r"[ \t\n\r]{0,16}") + pattern.pattern.count(r"[ \t\n\r]*+")
+        assert spaces == bounded
+    wide = "[" + ",".join(f"{' ' * (n % 40)}{n}" for n in range(20_000)) + "]"
+    assert large_json.loads(wide) == list(range(20_000))
+
+
 def test_what_json_cannot_hold_is_refused_however_much_there_is() -> None:
     for few in ([float("inf")], [float("nan")]):
         for value in (few, few * 2 * MANY):

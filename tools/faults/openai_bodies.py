@@ -118,6 +118,13 @@ FAULTS = (
         ),
     ),
     Fault(
+        "openai bodies: a HEAD with a chunk that is none is answered with content",
+        "service/openai/connection.py",
+        'if self._busy and self.scope["method"] == "HEAD" else',
+        "if self.cycle is None and not body else",
+        (LINES + "a_chunk_that_is_none_is_answered_whatever_the_method",),
+    ),
+    Fault(
         "openai bodies: a chunk that is none closes the connection without a word",
         "service/openai/connection.py",
         "        begun = self._busy and self.cycle.response_started\n",

@@ -154,8 +154,8 @@ FAULTS = (
     Fault(
         "ray: an ingress parses large bodies on its event loop",
         "service/ray/openai_frontend.py",
-        "parsed() if len(body) <= INLINE_BYTES else",
-        "parsed() if body else",
+        "            if len(body) <= INLINE_BYTES:\n",
+        "            if body:\n",
         (
             "tests/service/ray/test_openai_frontend.py::test_a_large_body_is_parsed_off_the_event_loop",
         ),

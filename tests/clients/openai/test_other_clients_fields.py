@@ -45,12 +45,17 @@ def test_a_schema_beside_json_object_is_honoured(name: str) -> None:
     assert json.loads(read.requests[0].constraint.json_schema) == schema
     told = read.names().body("constraint.json_schema.type")
     assert told == f"response_format.{name}.type"
+    for anything in ({}, True, "{}"):
+        [read] = asked(response_format={"type": "json_object", name: anything}).requests
+        assert read.constraint.json_object, "of which any value is valid"
     for other in ({"type": "text"}, {"type": "json_object", "schema": {}, "value": {}}):
         assert list(faults(response_format={name: schema, **other}))
 
 
 def test_an_effort_is_what_a_template_can_make_of_it() -> None:
     assert asked(reasoning_effort="medium") == asked()
+    both = faults(reasoning_effort="medium", chat_template_kwargs={"reasoning_effort": "high"})
+    assert "excludes chat_template_kwargs.reasoning_effort" in both["reasoning_effort"]
     for effort, key, value in (
         ("none", "enable_thinking", False),
         *((effort, "reasoning_effort", effort) for effort in ("minimal", "low", "high", "xhigh")),

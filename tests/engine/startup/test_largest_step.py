@@ -120,7 +120,7 @@ def test_a_capture_s_want_of_memory_is_refused_clearly(monkeypatch: pytest.Monke
     config = EngineConfig(
         model="random:tiny", device="cpu", num_blocks=8, max_num_seqs=2, max_model_len=64
     )
-    with pytest.raises(CapacityError, match=r"captured graphs: .*lower max_num_seqs = 2 or gpu_"):
+    with pytest.raises(CapacityError, match=r"captured graphs: .*lower max_num_seqs = 2$"):
         module.build_rank(config, 0, World, lambda *_: None)
 
 

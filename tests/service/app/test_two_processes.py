@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import json
 import os
 import secrets
 import signal
@@ -30,6 +31,7 @@ from support.server_process import (
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
+from quire.engine.runner.compile_orders import DECIDING
 from quire.service.app import placement
 from quire.service.settings import ServiceConfig, Settings
 from quire.v1 import inference_pb2 as pb
@@ -206,6 +208,22 @@ def test_the_engine_s_process_waits_for_nothing_slow_and_the_server_s_side_needs
         [sys.executable, "-P", "-c", code, "serve"], capture_output=True, text=True, check=False
     )
     assert done.stderr.strip() == ""
+
+
+def test_no_option_that_only_operators_know_is_on_a_command_line() -> None:
+    """Others on the machine may read it."""
+    told = EngineConfig(
+        tensor_parallel_size=4,
+        nnodes=2,
+        master_addr="10.1.2.3",
+        master_port=7001,
+        join_secret_file="/run/secret",
+        prefix_cache_seed=424_242,
+    )
+    line = placement.program(Settings(told, ServiceConfig()))
+    assert not any(secret in " ".join(line) for secret in ("10.1.2.3", "7001", "/run", "424242"))
+    assert line[-2] == "1", "of the four ranks two are here"
+    assert set(DECIDING) <= json.loads(line[-1]).keys()
 
 
 def settings(where: str, device: str) -> Settings:

@@ -151,6 +151,24 @@ def test_a_chunk_that_is_none_is_answered_and_its_request_ends(line: bytes) -> N
     run(test)
 
 
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_a_chunk_that_is_none_is_answered_whatever_the_method(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A HEAD's answer has no content, whatever its length says."""
+
+    async def test() -> None:
+        async with serving(http=True) as running:
+            peer = await Peer.to(running.server.http_port)
+            peer.writer.write(head(method, CHAT, **CHUNKED) + b"1\r\n \r\n" + b"two\r\n{}\r\n")
+            assert (await peer.reader.readline()).startswith(b"HTTP/1.1 400")
+            assert (b'"code"' in await peer.reader.read()) is (method != "HEAD")
+            await peer.close()
+
+    run(test)
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
 def test_headers_that_come_all_at_once_are_read_as_far_as_they_may_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
