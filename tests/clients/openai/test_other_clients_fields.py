@@ -46,8 +46,8 @@ def test_a_schema_beside_json_object_is_honoured(name: str) -> None:
     told = read.names().body("constraint.json_schema.type")
     assert told == f"response_format.{name}.type"
     for anything in ({}, True, "{}"):
-        [read] = asked(response_format={"type": "json_object", name: anything}).requests
-        assert read.constraint.json_object, "of which any value is valid"
+        [request] = asked(response_format={"type": "json_object", name: anything}).requests
+        assert request.constraint.json_object, "of which any value is valid"
     for other in ({"type": "text"}, {"type": "json_object", "schema": {}, "value": {}}):
         assert list(faults(response_format={name: schema, **other}))
 
