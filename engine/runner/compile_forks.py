@@ -15,6 +15,7 @@ from triton.runtime.cache import get_cache_manager
 
 from quire.engine import lifeline
 from quire.engine.runner.compile_orders import Compiled, Word, written
+from quire.engine.runner.compile_process import forked
 from quire.kernels import offline
 from quire.kernels.offline import Kernel
 
@@ -51,8 +52,8 @@ def compile_in_forks(kernels: Mapping[str, Kernel], forks: int, tell: Tell) -> l
     in_order = [kernels[name] for name in slowest_first(kernels)]
     pipe = numbers(len(in_order))
     gc.freeze()  # so that no fork copies what it only looks through
-    work = partial(compile_some, in_order, pipe, tell)
-    ids = [_fork(work) for _ in range(min(forks, len(in_order)))]
+    work = partial(_in_fork, partial(compile_some, in_order, pipe, tell))
+    ids = [forked(work) for _ in range(min(forks, len(in_order)))]
     os.close(pipe)
     return ids
 
@@ -63,6 +64,11 @@ def wait_for(forks: Iterable[int]) -> bool:
     lifeline.end_with_parent(sys.stdin)
     ends = [os.waitpid(fork, 0)[1] for fork in forks]
     return not any(ends)
+
+
+def _in_fork(work: Callable[[], None]) -> None:
+    lifeline.end_with_parent(sys.stdin)
+    work()
 
 
 def slowest_first(names: Iterable[str]) -> list[str]:
@@ -93,16 +99,3 @@ def compile_some(kernels: Sequence[Kernel], pipe: int, tell: Tell) -> None:
 def tell(word: Word) -> None:
     """In one write, which other processes' do not come between."""
     os.write(sys.stdout.fileno(), (written(word) + "\n").encode())
-
-
-def _fork(work: Callable[[], None]) -> int:
-    """The process id of a fork that does it and ends."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        lifeline.end_with_parent(sys.stdin)
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)

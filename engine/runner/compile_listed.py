@@ -16,14 +16,11 @@ import select
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from quire.engine import lifeline
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
 from quire.engine.runner import compile_process, listed
@@ -96,24 +93,9 @@ def begin(config: EngineConfig, devices: str) -> ListFork | None:
     if not model:
         return None
     out, into = os.pipe()
-    process = os.fork()
-    if not process:
-        os.close(out)
-        _in_fork(partial(_compile, model, devices, into))
+    process = compile_process.forked(partial(_compile, model, devices, into))
     os.close(into)
     return ListFork(process, out)
-
-
-def _in_fork(work: Callable[[], None]) -> NoReturn:
-    """Do it, and end: with the process that has forked this one, if that ends before."""
-    lifeline.be_killed_with_parent()
-    try:
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
 
 
 def _compile(model: str, devices: str, names: int) -> None:
@@ -156,17 +138,14 @@ def _ask_in_a_process(devices: str, names: int) -> tuple[int, int]:
     """The id of a process that asks the driver of the first GPU, and the read end of a pipe for
     what it is told, as JSON. names: a descriptor that is not that process's."""
     out, into = os.pipe()
-    process = os.fork()
-    if not process:
-        os.close(names)
-        os.dup2(into, sys.stdout.fileno())  # which others wait for the end of
-        os.close(into)
-        _in_fork(partial(_ask, devices))
+    process = compile_process.forked(partial(_ask, devices, into, names))
     os.close(into)
     return process, out
 
 
-def _ask(devices: str) -> None:
+def _ask(devices: str, into: int, names: int) -> None:
+    os.close(names)
+    os.dup2(into, sys.stdout.fileno())  # which others wait for the end of
     os.environ.pop(compile_process.DEVICES, None)
     if devices:
         os.environ[compile_process.DEVICES] = devices

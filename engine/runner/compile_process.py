@@ -10,7 +10,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quire.engine import lifeline
@@ -61,6 +61,19 @@ def default_processes() -> int:
     """As many as there are cores for this process, up to a limit."""
     known = hasattr(os, "sched_getaffinity")
     return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, MAX_PROCESSES)
+
+
+def forked(work: Callable[[], None]) -> int:
+    """The id of a fork that does it and ends: with this process, if that ends before."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        lifeline.be_killed_with_parent()
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def take_early() -> Worker | None:

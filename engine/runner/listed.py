@@ -13,9 +13,9 @@ from typing import Any
 
 from quire.engine.config import EngineConfig
 from quire.engine.errors import ConfigError
-from quire.engine.model.config import Fp8, GenerationDefaults, ModelConfig
-from quire.engine.model.load_config import model_config
-from quire.engine.runner.compile_orders import deciding
+from quire.engine.model.config import Fp8, ModelConfig
+from quire.engine.model.load_config import RANDOM_PREFIX
+from quire.engine.runner.compile_orders import deciding, shape_of
 
 Launch = list[Any]  # kernel, arguments, options by name: as in quire.kernels.launch_list
 
@@ -36,29 +36,27 @@ def model_of(config: EngineConfig) -> str:
     if not usual or _options(config) != _options(EngineConfig()):
         return ""
     try:
-        shape = _shape(model_config(config))
+        shape = _shape(config)
     except (ConfigError, OSError):  # a Hub's id that is not on this machine, for instance
         return ""
-    return next((name for name in MODELS if _shape(ModelConfig.named_shape(name)) == shape), "")
+    named = {name: EngineConfig(model=f"{RANDOM_PREFIX}{name}") for name in MODELS}
+    return next((name for name, of_it in named.items() if _shape(of_it) == shape), "")
 
 
 def _options(config: EngineConfig) -> dict[str, Any]:
     return {name: value for name, value in deciding(config).items() if name not in _HARDLY_DECIDE}
 
 
-def _shape(model: ModelConfig) -> ModelConfig:
-    """What decides kernels: nothing of how it is sampled, of its positions and its ends."""
+def _shape(config: EngineConfig) -> ModelConfig:
+    """As `shape_of`, and without what hardly decides kernels: positions, and whose FP8 it is."""
+    shape = shape_of(config)
     return dataclasses.replace(
-        model,
-        eos_token_ids=(),
-        generation=GenerationDefaults(),
-        embeds_only=False,
-        tie_word_embeddings=False,
+        shape,
         initializer_range=0.0,
         max_position_embeddings=1,
         rope_theta=0.0,
         rope_scaling=None,
-        fp8=model.fp8 and Fp8(),
+        fp8=shape.fp8 and Fp8(),
     )
 
 

@@ -209,8 +209,8 @@ FAULTS = (
     Fault(
         "first start: every process compiles everything",
         "engine/runner/compile_forks.py",
-        "[_fork(work) for",
-        "[_fork(partial(compile_some, in_order, numbers(len(in_order)), tell)) for",
+        "[forked(work) for",
+        "[forked(partial(compile_some, in_order, numbers(len(in_order)), tell)) for",
         (AHEAD + "forks_compile_each_kernel_once_and_find_it_the_next_time",),
     ),
     Fault(
@@ -251,8 +251,8 @@ FAULTS = (
     Fault(
         "first start: forks outlive the engine",
         "engine/runner/compile_forks.py",
-        "        lifeline.end_with_parent(sys.stdin)\n        work",
-        "        work",
+        "    lifeline.end_with_parent(sys.stdin)\n    work",
+        "    work",
         (AHEAD + "forks_leave_signals_to_the_one_that_gave_the_orders_and_end_with_it",),
     ),
     Fault(
@@ -285,9 +285,9 @@ FAULTS = (
     ),
     Fault(
         "first start: a fork that waits for the driver outlives the engine",
-        "engine/runner/compile_listed.py",
-        "    lifeline.be_killed_with_parent()\n    try:",
-        "    try:",
+        "engine/runner/compile_process.py",
+        "        lifeline.be_killed_with_parent()\n        work",
+        "        work",
         (LISTED + "a_fork_that_hangs_and_what_it_has_forked_end_with_the_engine",),
     ),
     Fault(
