@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+from quire.engine.client.awake import Awake, seconds_awake
 from quire.engine.client.kv_hub import KvHub
 from quire.engine.client.link import Link, Receiver
 from quire.engine.client.pacing import NewCalls, Pacer
@@ -137,6 +138,7 @@ class AsyncEngine:
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self.others_work: Callable[[], bool] = lambda: False  # on threads of this interpreter
         self._streams: dict[int, _Stream] = {}
         self._keys = itertools.count(1)
         self._stats = EngineStats()
@@ -162,6 +164,8 @@ class AsyncEngine:
         report = progress or (lambda _stage, _share: None)
         info = await self._link.start(Receiver(self._deliver, self._on_death, report))
         self._limits = RequestLimits(info.max_model_len, info.block_size, info.num_blocks)
+        seconds = seconds_awake(info.device) if self._link.own_process else 0.0
+        self._awake = Awake(loop.call_soon, seconds, lambda: self.others_work())
         self._info = info
 
     async def stop(self) -> None:
@@ -229,6 +233,7 @@ class AsyncEngine:
             raise self._dead
         stream = _Stream(request.n, interval)
         self._streams[request.key] = stream
+        self._awake.begin()
         try:
             self._link.send(Submit(request))
             self._new_calls.add(stream)
@@ -245,6 +250,7 @@ class AsyncEngine:
                     raise error
         finally:
             stream.close()
+            self._awake.end()
             del self._streams[request.key]
             self._new_calls.forget(stream)
             self._link.send(Abort(request.key))
@@ -328,7 +334,8 @@ class AsyncEngine:
                     asked.set_result(answer)
             if batch.blocks:
                 self._hub.deliver(batch.blocks)
-        self._pacer.unbounded = self._stats.running == self._stats.waiting == 0
+        idle = self._stats.running == self._stats.waiting == 0
+        self._pacer.unbounded = idle or self._awake.turning
         self._pacer.run()
 
     def _joins_later(self, stream: _Stream, output: Output) -> bool:

@@ -33,6 +33,7 @@ class ProcessLink:
     """A Link to an engine in a child process that has been started and has received nothing yet."""
 
     loop_share = PROCESS_SHARE
+    own_process = True
 
     def __init__(self, config: EngineConfig, child: Child) -> None:
         self._config = config

@@ -48,6 +48,7 @@ class ThreadLink:
     """A Link to an engine on a thread of its own."""
 
     loop_share = THREAD_SHARE
+    own_process = False
 
     def __init__(self, config: EngineConfig, builder: Builder = build_engine) -> None:
         self._config = config

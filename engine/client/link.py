@@ -31,6 +31,11 @@ class Link(Protocol):
         """The share of one core that the event loop may use without slowing the engine."""
         ...
 
+    @property
+    def own_process(self) -> bool:
+        """Whether the engine has an interpreter of its own."""
+        ...
+
     async def start(self, receiver: Receiver) -> EngineInfo:
         """Build the engine. Raises QuireError, EngineDeadError if it ended without a cause."""
         ...

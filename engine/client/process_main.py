@@ -3,7 +3,8 @@
 Invariant: the main thread builds the engine and runs its loop, and no other thread competes for the
 interpreter: the loop itself polls the socket once a turn, without blocking. A slow parent delays no
 step: outputs that the socket does not take are kept and joined with later ones, so they never
-exceed one per live index.
+exceed one per live index. An engine that drives a device polls for a moment before it sleeps: see
+awake.
 
 The process belongs to its parent and ends with it (see lifeline). Signals that ask for stacks: see
 stacks.
@@ -14,11 +15,13 @@ import mmap
 import os
 import select
 import socket
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
 from quire.engine import lifeline
 from quire.engine.client import stacks, wire
+from quire.engine.client.awake import seconds_awake
 from quire.engine.config import EngineConfig
 from quire.engine.errors import QuireError
 from quire.engine.loop import garbage, heartbeat
@@ -38,6 +41,7 @@ class Channel:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        self.awake = 0.0  # seconds for which it polls before it sleeps
         self._socket = connection
         self._frames = wire.Frames()
         self._buffer = memoryview(bytearray(_CHUNK))  # kept, not made anew for each read
@@ -58,6 +62,8 @@ class Channel:
         """See Inbox."""
         self._flush()
         self._receive()
+        if wait:
+            self._poll_awhile()
         while wait and not self._messages:
             self._wait()
             self._flush()
@@ -117,6 +123,12 @@ class Channel:
             if not size:
                 lifeline.exit_orphaned()
             self._messages += self._frames.feed(self._buffer[:size])
+
+    def _poll_awhile(self) -> None:
+        """Look for something to read until there is something, or something to write is left."""
+        until = time.monotonic() + self.awake
+        while not self._messages and not self._unsent and time.monotonic() < until:
+            self._receive()
 
     def _wait(self) -> None:
         """Wait until there is something to read, or unsent bytes can be written."""
@@ -178,6 +190,7 @@ def _serve(builder: Builder, channel: Channel, mark: Heartbeat) -> int:
 
 def _run(engine: BuiltEngine, channel: Channel, mark: Heartbeat) -> int:
     loop = EngineLoop(engine, channel, channel.publish, mark)
+    channel.awake = seconds_awake(engine.info.device)
     loop.announce()
     channel.say(wire.pack_info(engine.info))
     try:

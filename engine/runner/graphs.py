@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 Done = Sampled | ModelOutput  # what a step returns, depending on its key
 
 _FIRST_CONTEXT_BOUND = 4096
+_SHORT_CONTEXT = 256  # of one request's first tokens, whose attention needs no merge then
+_LONE_ROWS = 2  # longer rows of a step of one prompt: its own and the padding's
 MAX_GRAPHS = 512
 # Numbers of prompt tokens worth capturing: a longer step's launches take less time than its work.
 PROMPT_TOKENS: tuple[int, ...] = (
@@ -127,6 +129,7 @@ class GraphSizes:
     def __init__(self, max_num_seqs: int, max_model_len: int, prompt_tokens: Sequence[int]) -> None:
         self.decode_rows = captured_sizes(max_num_seqs)
         self.context_bounds = context_bounds(max_model_len)
+        self._short_context = min(_SHORT_CONTEXT, max_model_len)
         self.prompt_tokens = list(prompt_tokens)
         self._powers = _powers(2, max_num_seqs)
         self._few_powers = _powers(4, max_num_seqs)
@@ -141,7 +144,9 @@ class GraphSizes:
         for key in prompts:
             assert key is not None
             whole = [needs for needs in _KINDS if fused(key.rows, needs, key.prefill_tokens)]
-            keys += [key._replace(needs=needs) for needs in (None, *whole)]
+            for needs in (None, *whole):
+                contexts = (bound, self._short_context)
+                keys += dict.fromkeys(self.best(key, needs, context) for context in contexts)
         for rows in reversed(self.decode_rows):
             whole = [needs for needs in _KINDS if fused(rows, needs)]
             keys += [self.decode(rows, bound, needs) for needs in whole]
@@ -153,7 +158,12 @@ class GraphSizes:
         """Those that are captured before anything is served: the largest, into whose memory all
         others fit, and those of few tokens, which suffer most from launches; model and sampler by
         themselves, which are fewer."""
-        models = [key for key in self.common_keys() if isinstance(key, GraphKey) and not key.needs]
+        bound = self.context_bounds[0]
+        models = [
+            key
+            for key in self.common_keys()
+            if isinstance(key, GraphKey) and not key.needs and key.context_bound == bound
+        ]
         prompts = [key for key in models if key.prefill_tokens]  # the largest first
         few = [key for key in prompts[1:] if key.prefill_tokens <= FUSED_TOKENS]
         first: list[Key] = [*prompts[:1], *few]
@@ -203,6 +213,13 @@ class GraphSizes:
             _cover(self.prompt_tokens, tokens),
             self._bound(max_context_len),
         )
+
+    def best(self, key: GraphKey, needs: Needs | None, max_context_len: int) -> GraphKey:
+        """What does the work of a model's part soonest. needs: as one graph with its sampler."""
+        lone = not key.decode_rows and key.prefill_rows == _LONE_ROWS
+        if lone and max(key.prefill_tokens, max_context_len) <= self._short_context:
+            key = key._replace(context_bound=self._short_context)
+        return key._replace(needs=needs)
 
     def sampler(self, key: GraphKey, needs: Needs, sampling_rows: int) -> SamplerKey | None:
         """The key of the sampler after a step with longer rows; None: it runs eagerly, because no

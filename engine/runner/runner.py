@@ -325,7 +325,7 @@ class Runner:
         if self._graphs is None:
             return GraphKey(rows, 0, 0, bound, None if needs.edits else needs)
         key = self._sizes.decode(rows, bound, None)
-        return self._whole(key, needs) if fused(key.decode_rows, needs) else key
+        return self._best(key, needs, bound) if fused(key.decode_rows, needs) else key
 
     def _mixed_key(self, plan: StepPlan, needs: Needs) -> GraphKey | None:
         """None: the step runs eagerly at its exact sizes, because it is long."""
@@ -333,16 +333,17 @@ class Runner:
             return None
         context = max(row.start + row.num_tokens for row in plan.rows)
         key = self._sizes.mixed(*MixedShape.of(plan), context)
-        if key is None or not fused(key.rows, needs, key.prefill_tokens):
-            return key
+        if key is None:
+            return None
         in_front = key.decode_rows == plan.num_decode_rows  # real rows first, then the padding
-        whole = in_front and all(row.samples for row in plan.rows)
-        return self._whole(key, needs) if whole else key
+        whole = in_front and fused(key.rows, needs, key.prefill_tokens)
+        whole = whole and all(row.samples for row in plan.rows)
+        return self._best(key, needs if whole else None, context)
 
-    def _whole(self, key: GraphKey, needs: Needs) -> GraphKey:
-        """The key of a step as one graph; see Uncaptured.choose."""
-        whole, graphs = key._replace(needs=needs), self._graphs
-        return whole if graphs is None else self._uncaptured.choose(whole, key, graphs)
+    def _best(self, key: GraphKey, needs: Needs | None, context: int) -> GraphKey:
+        """The best key of a step for which `key` serves too; see Uncaptured.choose."""
+        best, graphs = self._sizes.best(key, needs, context), self._graphs
+        return best if graphs is None else self._uncaptured.choose(best, key, graphs)
 
     # ------------------------------------------------------------ what runs on the device
 

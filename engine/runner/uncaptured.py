@@ -37,15 +37,15 @@ class Uncaptured:
         self._later.extend(found)
         self._expected.update(dict.fromkeys(found, 0))
 
-    def choose(self, whole: GraphKey, apart: GraphKey, captured: StepGraphs) -> GraphKey:
-        """How to run a step: as one graph, or, while that is still to be captured in spare time,
-        by its model's part, if that is captured. Not for ever: a server that is never idle has no
-        spare time."""
-        uses = self._expected.get(whole, _PATIENCE)
-        if whole in captured or apart not in captured or uses >= _PATIENCE:
-            return whole
-        self._expected[whole] = uses + 1
-        return apart
+    def choose(self, best: GraphKey, other: GraphKey, captured: StepGraphs) -> GraphKey:
+        """How to run a step: by its best graph, or, while that is still to be captured in spare
+        time, by another that serves too, if that is captured. Not for ever: a server that is never
+        idle has no spare time."""
+        uses = self._expected.get(best, _PATIENCE)
+        if best in captured or other not in captured or uses >= _PATIENCE:
+            return best
+        self._expected[best] = uses + 1
+        return other
 
     def next(self, captured: StepGraphs) -> Key | None:
         """What to capture in spare time; None: nothing."""

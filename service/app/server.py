@@ -96,6 +96,7 @@ class Server:
         self._security = read_security(settings.service)
         self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
         self._workers = PromptWorkers()
+        engine.others_work = lambda: self._workers.busy
         self._admission = Admission(policy(settings), lambda: engine.stats().running)
         self._access = self._new_access()
         self.servicer = self._servicer = InferenceServicer(
@@ -128,8 +129,7 @@ class Server:
     # ------------------------------------------------------------ start
 
     async def open(self, max_model_len: int) -> None:
-        """Open the ports: the server is alive but not ready. Raises ConfigError if one is in
-        use."""
+        """Open the ports: alive, but not ready. Raises ConfigError if one is in use."""
         service = self._settings.service
         authenticator = self._access.authenticator
         self.max_message = max_message = ports.max_message_bytes(max_model_len)

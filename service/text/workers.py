@@ -118,6 +118,11 @@ class PromptWorkers:
         self.waiting = 0  # jobs
         self.waiting_bytes = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether a call waits for a job."""
+        return bool(self._open)
+
     async def run(self, work: Callable[[Wanted], T], client: str = "", size: int = 0) -> T:
         """What work(wanted) returns or raises; it must check `wanted()` between its stages. client:
         whose turn it takes. size: the prompt's bytes. Raises Refusal if too many wait."""

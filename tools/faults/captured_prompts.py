@@ -160,4 +160,14 @@ FAULTS = (
             "::test_both_kernels_of_a_mixed_step_write_into_its_result",
         ),
     ),
+    Fault(
+        "captured: prompts of a burst ask for graphs of short contexts, which nobody captures",
+        "engine/runner/graphs.py",
+        "        lone = not key.decode_rows and key.prefill_rows == _LONE_ROWS\n",
+        "        lone = key.prefill_tokens > 0\n",
+        (
+            "tests/engine/runner/test_graph_keys.py"
+            "::test_a_lone_prompt_of_few_tokens_has_a_graph_of_short_contexts",
+        ),
+    ),
 )

@@ -4,6 +4,7 @@ from faults.fault import Fault
 
 FRAMES = ("tests/engine/client/test_process_frames.py",)
 PLACES = "tests/engine/client/test_places.py::test_"
+AWAKE = "tests/engine/client/test_awake.py::test_"
 
 FAULTS = (
     Fault(
@@ -51,5 +52,29 @@ FAULTS = (
         "if outputs or idle or overdue or self._answers:",
         "if outputs or self._answers:",
         (PLACES + "the_same_requests_get_the_same_answers_and_the_same_books",),
+    ),
+    Fault(
+        "awake: the event loop takes the interpreter from threads that read prompts",
+        "engine/client/awake.py",
+        "or self._open > FEW or self._others_work():",
+        "or self._open > FEW:",
+        (
+            AWAKE + "it_leaves_the_interpreter_to_threads_that_read_prompts",
+            AWAKE + "a_loop_goes_round_where_no_thread_wants_its_interpreter",
+        ),
+    ),
+    Fault(
+        "awake: a loop that has stopped going round stays so",
+        "engine/client/awake.py",
+        "        self.turning = self._wanted()\n        if self.turning:\n",
+        "        if self._wanted():\n",
+        (AWAKE + "it_sleeps_as_it_likes_while_many_are_open",),
+    ),
+    Fault(
+        "awake: an idle engine sleeps at once",
+        "engine/client/process_main.py",
+        "        if wait:\n            self._poll_awhile()\n",
+        "",
+        (AWAKE + "an_idle_engine_polls_before_it_sleeps",),
     ),
 )

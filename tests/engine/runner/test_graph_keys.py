@@ -3,7 +3,9 @@
 import pytest
 
 from quire.engine.runner.graphs import (
+    FIRST_PROMPTS,
     PROMPT_TOKENS,
+    GraphKey,
     GraphSizes,
     captured_sizes,
     context_bounds,
@@ -11,6 +13,7 @@ from quire.engine.runner.graphs import (
     most_rows,
     prompt_sizes,
 )
+from quire.engine.runner.sampler import Needs
 
 
 @pytest.mark.parametrize("most", (1, 2, 3, 7, 8, 100, 256, 300))
@@ -70,3 +73,28 @@ def test_context_bounds_cover_the_model_length() -> None:
         assert bounds[-1] == longest
         assert bounds == sorted(set(bounds))
     assert captured_sizes(1) == [1]
+
+
+@pytest.mark.parametrize("longest", (100, 256, 300, 8192))
+def test_a_lone_prompt_of_few_tokens_has_a_graph_of_short_contexts(longest: int) -> None:
+    """Where a context is one split, nothing is merged."""
+    sizes = GraphSizes(8, longest, prompt_sizes(longest, 8192))
+    common = [key for key in sizes.common_keys() if isinstance(key, GraphKey)]
+    assert len(common) == len(set(common))
+    for tokens in sizes.prompt_tokens:
+        for context in {min(tokens, longest), min(256, longest), min(257, longest), longest}:
+            for needs in (None, Needs()):
+                key = sizes.mixed(0, 1, tokens, context)
+                assert key is not None
+                best = sizes.best(key, needs, context)
+                short = min(256, longest)
+                assert best.context_bound >= min(context, longest)
+                assert (best.context_bound == short) == (tokens <= 256 >= context or longest <= 256)
+                assert best == key._replace(context_bound=best.context_bound, needs=needs)
+                if tokens in FIRST_PROMPTS and needs is None and context <= 4096:
+                    assert best in common, "it is captured in spare time"
+    for beside in (sizes.mixed(1, 1, 16, 20), sizes.mixed(0, 2, 16, 20)):
+        assert beside is not None
+        assert sizes.best(beside, None, 20) == beside, "which bursts have captured"
+    first = [key for key in sizes.first_keys() if isinstance(key, GraphKey)]
+    assert {key.context_bound for key in first} == {sizes.context_bounds[0]}

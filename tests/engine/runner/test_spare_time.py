@@ -197,7 +197,7 @@ def test_what_a_start_leaves_out_is_captured_in_spare_time(spare_time: bool) -> 
     runner.warm_up((), lambda _share: None, spare_time=spare_time)
     assert kept.order == first
     whole = sizes.decode(1, 1, Needs())
-    assert runner._whole(sizes.decode(1, 1, None), Needs()) == (
+    assert runner._best(sizes.decode(1, 1, None), Needs(), 1) == (
         whole._replace(needs=None) if spare_time else whole
     )
     while runner.use_spare_time():
@@ -215,7 +215,7 @@ def test_a_server_that_is_never_idle_captures_few_rows_as_one_graph_after_a_whil
     monkeypatch.setattr(uncaptured_module, "_PATIENCE", 3)
     runner.warm_up((), lambda _share: None, spare_time=True)
     apart = sizes.decode(1, 1, None)
-    chosen = [runner._whole(apart, Needs()) for _ in range(5)]
+    chosen = [runner._best(apart, Needs(), 1) for _ in range(5)]
     assert chosen == [apart] * 3 + [apart._replace(needs=Needs())] * 2
 
 

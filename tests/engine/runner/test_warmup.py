@@ -284,6 +284,7 @@ def test_what_is_captured_is_warm(most: int, cache: torch.dtype) -> None:
         for tokens in sizes.prompt_tokens:
             for bound in sizes.context_bounds:
                 runner._capture_null(sizes.mixed(0, 1, tokens, bound))
+            runner._capture_null(sizes.best(sizes.mixed(0, 1, tokens, tokens), None, tokens))
     assert captured and not captured - warm
 
 

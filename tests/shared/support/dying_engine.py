@@ -39,6 +39,7 @@ class ScriptedLink:
     """A Link whose engine is the test."""
 
     loop_share = 0.01  # the pacer is slow to wake anybody
+    own_process = True
 
     async def start(self, receiver: Receiver) -> EngineInfo:
         self.deliver, self.died = receiver.deliver, receiver.died

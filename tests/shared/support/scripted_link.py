@@ -19,6 +19,7 @@ class ScriptedLink:
     """A Link: keeps what is sent, and says what the test has it say."""
 
     loop_share = 0.5
+    own_process = True
 
     def __init__(self) -> None:
         self.sent: list[Command] = []

@@ -1,0 +1,70 @@
+"""Keeps an event loop from sleeping while few streams are open.
+
+A core that idles takes a twentieth of a millisecond and more to come back, and a lone call wakes
+the event loop five times until its first token. So while a few streams are open, and for a moment
+after the last, the loop goes round without sleeping. With more streams it seldom sleeps, and the
+core has better things to do. The engine's process does the same: see process_main.
+
+Invariant: nothing that another thread of this process does for a call waits for a loop that goes
+round: it would get the interpreter only where that is taken from the loop by force.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+AWAKE = 0.02  # seconds without work: longer than the calls of one client are apart
+FEW = 4  # streams: what their messages cost the loop leaves it half of a core
+_CORES = 4  # of a machine that has two to spare
+
+
+def seconds_awake(device: str) -> float:
+    """For how long a process polls before it sleeps, beside an engine on this device."""
+    return AWAKE if device != "cpu" and (os.cpu_count() or 1) >= _CORES else 0.0
+
+
+class Awake:
+    """Of one event loop, whose call_soon it is given. Used on that loop only."""
+
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        seconds: float,
+        others_work: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """seconds: after the last stream's end; 0: it sleeps as it likes. others_work: whether
+        other threads of this process need the interpreter."""
+        self._call_soon = call_soon
+        self._seconds = seconds
+        self._others_work = others_work
+        self._clock = clock
+        self._open = 0
+        self._until = 0.0
+        self.turning = False
+
+    def begin(self) -> None:
+        """A stream is open."""
+        self._open += 1
+        self._look()
+
+    def end(self) -> None:
+        """It has ended."""
+        self._open -= 1
+        self._until = self._clock() + self._seconds
+        self._look()
+
+    def _look(self) -> None:
+        if not self.turning and self._wanted():
+            self.turning = True
+            self._call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self.turning = self._wanted()
+        if self.turning:
+            self._call_soon(self._turn)
+
+    def _wanted(self) -> bool:
+        if not self._seconds or self._open > FEW or self._others_work():
+            return False
+        return self._open > 0 or self._clock() < self._until
