@@ -159,7 +159,7 @@ class Side:
         self._told(self._client, json.dumps({"work": work.plain(), "share": 0, "of": 1}))
         self._told(self._server, "mark")
         start = time.monotonic() + 0.05
-        streamed = self._told(self._client, json.dumps({"start": start}))["streams"]
+        streamed = self._told(self._client, json.dumps({"start": start}))["calls"]
         used = self._told(self._server, "report")
         if used["calls"] != streams:
             raise RuntimeError(f"{used['calls']} calls were submitted, {streams} were made")

@@ -38,6 +38,7 @@ GPU_WORKS = (
     Work("128/256", 64),
     Work("128/256", 1),
     Work("128/512", 1000, output=512),
+    Work("128/16 in a row", 1, output=16, turns=100),
 )
 
 
@@ -153,30 +154,32 @@ def serve(server: Process, clients: list[Process], work: Work) -> dict[str, Any]
         client.say(json.dumps({"start": start}))
     heard = [client.hear() for client in clients]
     server.say("report")
-    return summary(start, heard, server.hear())
+    return summary(start, heard, server.hear(), at_once=work.turns == 1)
 
 
-def summary(start: float, heard: list[dict[str, Any]], counted: dict[str, Any]) -> dict[str, Any]:
-    """Rates, latencies and CPU of one served run."""
-    streams = [s for h in heard for s in h["streams"]]
-    seconds = max(s["ended"] for s in streams) - start
-    tokens = sum(s["tokens"] for s in streams)
-    messages = sum(len(s["times"]) for s in streams)
-    first = sorted(s["times"][0] - start for s in streams)
-    gaps = sorted(b - a for s in streams for a, b in pairwise(s["times"])) or [0.0]
+def summary(
+    start: float, heard: list[dict[str, Any]], counted: dict[str, Any], *, at_once: bool
+) -> dict[str, Any]:
+    """Rates, latencies and CPU of one served run. at_once: all calls began then."""
+    calls = [c for h in heard for c in h["calls"]]
+    seconds = max(c["ended"] for c in calls) - start
+    tokens = sum(c["tokens"] for c in calls)
+    messages = sum(len(c["times"]) for c in calls)
+    first = sorted(c["times"][0] - (start if at_once else c["began"]) for c in calls)
+    gaps = sorted(b - a for c in calls for a, b in pairwise(c["times"])) or [0.0]
     return {
         "seconds": seconds,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
         "ms_per_token": 1e3
         * statistics.median(
-            (s["times"][-1] - s["times"][0]) / max(s["tokens"] - 1, 1) for s in streams
+            (c["times"][-1] - c["times"][0]) / max(c["tokens"] - 1, 1) for c in calls
         ),
         "ttft_p50": first[len(first) // 2],
         "ttft_p99": first[int(len(first) * 0.99)],
         "gap_p50": gaps[len(gaps) // 2],
         "gap_p99": gaps[int(len(gaps) * 0.99)],
-        "messages_per_second": (messages + 2 * len(streams)) / seconds,
+        "messages_per_second": (messages + 2 * len(calls)) / seconds,
         "tokens_per_message": tokens / messages,
         "steps": counted["steps"],
         "step_seconds": counted["step_seconds"],

@@ -36,9 +36,14 @@ def request(ask: Ask, salt: str) -> pb.GenerateRequest:
     )
 
 
-async def stream(stub: Any, message: pb.GenerateRequest) -> dict[str, Any]:
+async def stream(stub: Any, messages: list[pb.GenerateRequest]) -> list[dict[str, Any]]:
+    """Calls one right after another."""
+    return [await call(stub, message) for message in messages]
+
+
+async def call(stub: Any, message: pb.GenerateRequest) -> dict[str, Any]:
     """Read one call to its end."""
-    tokens, characters, times = 0, 0, []
+    tokens, characters, times, began = 0, 0, [], time.monotonic()
     async for response in stub.Generate(message):
         if response.HasField("delta"):
             times.append(time.monotonic())
@@ -47,7 +52,10 @@ async def stream(stub: Any, message: pb.GenerateRequest) -> dict[str, Any]:
             characters += len(delta.text)
         elif response.HasField("finished"):
             assert response.finished.usage.completion_tokens == tokens
-    return {"tokens": tokens, "characters": characters, "times": times, "ended": time.monotonic()}
+    ended = time.monotonic()
+    return {
+        "tokens": tokens, "characters": characters, "began": began, "times": times, "ended": ended,
+    }  # fmt: skip
 
 
 async def main() -> None:
@@ -67,11 +75,13 @@ async def main() -> None:
             await asyncio.sleep(start - time.monotonic() - TIMER)
             while time.monotonic() < start:
                 pass
-            streams = await asyncio.gather(*(stream(stub, m) for m in messages))
-            for got, ask in zip(streams, asks, strict=True):
-                if got["tokens"] != ask.max_tokens:
-                    raise RuntimeError(f"{got['tokens']} tokens came, not {ask.max_tokens}")
-            print(json.dumps({"streams": streams, "cpu": threads.shares()}), flush=True)
+            count = len(messages) // work.turns
+            streams = (stream(stub, messages[i::count]) for i in range(count))
+            calls = [got for told in await asyncio.gather(*streams) for got in told]
+            wanted = sorted(ask.max_tokens for ask in asks)
+            if sorted(got["tokens"] for got in calls) != wanted:
+                raise RuntimeError("other numbers of tokens came than were asked for")
+            print(json.dumps({"calls": calls, "cpu": threads.shares()}), flush=True)
 
 
 def loop_factory() -> Any:

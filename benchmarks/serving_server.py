@@ -65,7 +65,7 @@ class StraightRuns:
         results = []
         for work in self._works:
             results.append(self._run(engine.core, work, key))
-            key += work.streams
+            key += work.streams * work.turns
         results_file(self._scratch).write_text(json.dumps(results))
         return engine
 
@@ -81,20 +81,22 @@ class StraightRuns:
         first, tokens, characters = {}, 0, 0
         threads, steps = ThreadTimes(), core.scheduler.counters.steps
         times = StepsSince(core.step_times)
-        began = time.monotonic()
-        for request in requests:
-            core.scheduler.submit(request)
-        while core.scheduler.has_requests:
-            for output in core.step():
-                text = texts[output.key]
-                for token_id in output.token_ids:
-                    text.push(token_id)
-                piece = text.end() if output.finish is not None else text.take()
-                if piece is not None:
-                    first.setdefault(output.key, output.time - began)
-                    tokens += len(piece.ids)
-                    characters += len(piece.text)
-        seconds = time.monotonic() - began
+        start = time.monotonic()
+        for at in range(0, len(requests), work.streams):
+            began = time.monotonic()
+            for request in requests[at : at + work.streams]:
+                core.scheduler.submit(request)
+            while core.scheduler.has_requests:
+                for output in core.step():
+                    text = texts[output.key]
+                    for token_id in output.token_ids:
+                        text.push(token_id)
+                    piece = text.end() if output.finish is not None else text.take()
+                    if piece is not None:
+                        first.setdefault(output.key, output.time - began)
+                        tokens += len(piece.ids)
+                        characters += len(piece.text)
+        seconds = time.monotonic() - start
         wanted = sum(r.sampling.max_tokens for r in requests)
         if tokens != wanted:
             raise RuntimeError(f"{tokens} tokens came, {wanted} were asked for")

@@ -24,13 +24,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Requests that begin at once, as many as there are streams. name nano-256: that workload."""
+    """Requests that begin at once, as many as there are streams. name nano-256: that workload.
+    turns: requests of each stream, one right after another."""
 
     name: str
     streams: int
     prompt: int = 128
     output: int = 256
     run: int = 0  # salts the prefix cache: no run finds the blocks of another
+    turns: int = 1
 
     @property
     def salt(self) -> str:
@@ -38,13 +40,13 @@ class Work:
         return f"{self.name}/{self.run}"
 
     def asks(self) -> list[Ask]:
-        """All requests, in order."""
+        """All requests, in order: the first of each stream, then the second."""
         if self.name == "nano-256":
             return [Ask(tuple(p), n, 0.6) for p, n in zip(*nano_256(), strict=True)]
         draw = random.Random(f"{self.name}/{self.streams}")
         return [
             Ask(tuple(draw.randrange(*PROMPT_IDS) for _ in range(self.prompt)), self.output, 0.0)
-            for _ in range(self.streams)
+            for _ in range(self.streams * self.turns)
         ]
 
     def plain(self) -> dict[str, Any]:
