@@ -9,18 +9,31 @@ Invariant: nothing that another thread of this process does for a call waits for
 round: it would get the interpreter only where that is taken from the loop by force.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 AWAKE = 0.02  # seconds without work: longer than the calls of one client are apart
 FEW = 4  # streams: what their messages cost the loop leaves it half of a core
-_CORES = 4  # of a machine that has two to spare
+_CORES = 4  # that this process may use, of which two are to spare
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container
 
 
 def seconds_awake(device: str) -> float:
     """For how long a process polls before it sleeps, beside an engine on this device."""
-    return AWAKE if device != "cpu" and (os.cpu_count() or 1) >= _CORES else 0.0
+    return AWAKE if device != "cpu" and cores() >= _CORES else 0.0
+
+
+def cores(quota: Path = _QUOTA) -> float:
+    """How many cores this process may use. quota: a file of control groups, if there is one."""
+    known = hasattr(os, "sched_getaffinity")
+    count: float = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # none, or "max"
+        used, period = map(int, quota.read_text().split())
+        count = min(count, used / period)
+    return count
 
 
 class Awake:

@@ -5,11 +5,12 @@ import dataclasses
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support.scripted_link import INFO, ScriptedLink
 
-from quire.engine.client import wire
+from quire.engine.client import awake, wire
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.awake import AWAKE, FEW, Awake, seconds_awake
 from quire.engine.client.process_main import Channel
@@ -83,14 +84,30 @@ def test_it_leaves_the_interpreter_to_threads_that_read_prompts() -> None:
 def test_a_machine_of_few_cores_and_a_cpu_that_computes_have_none_to_spare(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for cores, seconds in ((2, 0.0), (3, 0.0), (4, AWAKE), (None, 0.0)):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+    for count, seconds in ((2, 0.0), (3.9, 0.0), (4, AWAKE), (64, AWAKE)):
+        monkeypatch.setattr(awake, "cores", lambda count=count: count)
         assert seconds_awake("cuda:0 NVIDIA H200") == seconds
         assert seconds_awake("cpu") == 0.0
     loop = Loop()
     loop.awake = Awake(loop.soon.append, 0.0)
     loop.awake.begin()
     assert not loop.goes_round()
+
+
+def test_what_a_container_may_use_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    quota = tmp_path / "cpu.max"
+    assert awake.cores(quota) == 8, "no control groups"
+    for text, count in (
+        ("max 100000\n", 8),
+        ("200000 100000\n", 2),
+        ("50000 100000\n", 0.5),
+        ("1600000 100000\n", 8),
+        ("", 8),
+        ("0 0\n", 8),
+    ):
+        quota.write_text(text)
+        assert awake.cores(quota) == count, text
 
 
 class Link(ScriptedLink):
@@ -111,7 +128,7 @@ def test_a_loop_goes_round_where_no_thread_wants_its_interpreter(
     own_process: bool, reading: bool, turns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither an engine's, nor one that reads a prompt."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(awake, "cores", lambda: 16)
 
     async def run() -> None:
         engine = AsyncEngine(link := Link(own_process=own_process))
