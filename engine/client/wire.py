@@ -173,7 +173,7 @@ def unpack_batch(packed: Message) -> Batch:
     return Batch(
         [_unpack_output(output) for output in outputs],
         EngineStats(*stats),
-        StepTimes.of(times),
+        StepTimes(times),
         answers,
         tuple(
             KvEvents(number, time, kind, tuple(KvEvent(*event) for event in events))
