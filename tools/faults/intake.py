@@ -9,8 +9,8 @@ FAULTS = (
     Fault(
         "intake: a body that is given up is waited for",
         INTAKE,
-        "                self.limit.reschedule(self.since)  # which is past\n",
-        "                pass\n",
+        "            self._task.cancel()\n",
+        "            pass\n",
         (_TESTS + "at_the_end_whoever_has_yet_to_say_what_they_want_is_told_so",),
     ),
     Fault(
