@@ -83,10 +83,11 @@ class Pacer:
 
     def add(self, stream: Wakeable, *, first: bool) -> None:
         """The stream has outputs; first: its first tokens. The caller must then call `run`."""
-        if not self:
-            self._paid_at = self._wall()
-        (self._first if first else self._later).append((self._wall(), stream))
-        self._longest = max(self._longest, len(self))
+        now, waiting = self._wall(), len(self)
+        if not waiting:
+            self._paid_at = now
+        (self._first if first else self._later).append((now, stream))
+        self._longest = max(self._longest, waiting + 1)
 
     def run(self) -> None:
         """Wake as many as there is credit for, unless a turn that will do so is scheduled."""
