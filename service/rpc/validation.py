@@ -9,8 +9,9 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from quire.engine.request import Constraint, GenerationRequest, SamplingParams
 from quire.service.answers.events import Reading
@@ -50,16 +51,16 @@ OUR_OWN = frozenset({"n", "stop", "include_stop_str_in_output"})
 _NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
 
 
-@dataclass(frozen=True, slots=True)
-class TextOptions:
-    """What the output side needs to make text.
+class TextOptions(NamedTuple):
+    """What the output side needs to make text. A tuple, as each call makes one: a frozen dataclass
+    takes three times as long.
 
     stops: None: no stop strings. stop_tokens: ids that end the request because a stop string is the
     special token of this id. delta_tokens: most tokens of one delta. reading: None: all is text.
     """
 
     stops: StopAutomaton | None = None
-    stop_tokens: Mapping[int, str] = field(default_factory=dict)
+    stop_tokens: Mapping[int, str] = MappingProxyType({})
     include_stop_str_in_output: bool = False
     ids_only: bool = False
     delta_tokens: int = 1024
@@ -75,9 +76,9 @@ class Resumed:
     match: StopMatch | None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request that can run. resumed: None where nothing is resumed, or no text is made."""
+class Accepted(NamedTuple):
+    """A request that can run; a tuple as above. resumed: None where nothing is resumed, or no text
+    is made."""
 
     request_id: str
     generation: GenerationRequest
