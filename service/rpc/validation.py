@@ -204,8 +204,9 @@ class Validator:
         piece = 0 if ids_only else self._longest_piece
         size = _ID_BYTES + _TEXT_BYTES * piece
         asked = generation.sampling.logprobs, generation.prompt_logprobs
-        best = max((one for one in asked if one is not None), default=-1)
-        size += (1 + best) * (_LOGPROB_BYTES + piece)
+        if asked != (None, None):
+            best = max(one for one in asked if one is not None)
+            size += (1 + best) * (_LOGPROB_BYTES + piece)
         return max(1, DELTA_BYTES // size)
 
     # ------------------------------------------------------------ fields
