@@ -66,7 +66,7 @@ class Frames:
     def __init__(self) -> None:
         self._bytes = bytearray()  # the beginning of a message
 
-    def feed(self, data: bytes | memoryview) -> list[Message]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
         """The messages that these bytes complete, in order."""
         if self._bytes:
             self._bytes += data
