@@ -237,6 +237,8 @@ class AsyncEngine:
         try:
             self._link.send(Submit(request))
             self._new_calls.add(stream)
+            if not self._new_calls.coming():  # in a burst those of one turn go together
+                self._link.flush()
             while stream.open_indices:
                 is_first = stream.is_silent
                 outputs = await stream.take()

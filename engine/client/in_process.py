@@ -1,8 +1,9 @@
 """The parent's end of the link to an engine in its own process.
 
 Invariant: the event loop neither waits for the child nor polls it. The commands of one turn of the
-loop are sent as one frame; bytes that the socket does not take at once are kept here. However the
-child ends, that is reported once: as a refusal to start, or as a death.
+loop are sent as one frame, unless a part of them is sent before (`flush`); bytes that the socket
+does not take at once are kept here. However the child ends, that is reported once: as a refusal to
+start, or as a death.
 """
 
 import asyncio
@@ -72,7 +73,7 @@ class ProcessLink:
             self._child.kill()  # it was never told what to build; or it is gone already
         elif not self._ended:
             self.send(Stop())
-            self._send_commands()
+            self.flush()
         self._ended = True
         await asyncio.to_thread(self._child.wait)
         if self._telling is not None:
@@ -82,14 +83,15 @@ class ProcessLink:
     # ------------------------------------------------------------ there
 
     def send(self, command: Command) -> None:
-        """See Link: with the next turn of the event loop."""
+        """See Link: with the next turn of the event loop, unless `flush` comes before."""
         if self._ended:
             return
         if not self._commands:
-            self._loop.call_soon(self._send_commands)
+            self._loop.call_soon(self.flush)
         self._commands.append(command)
 
-    def _send_commands(self) -> None:
+    def flush(self) -> None:
+        """See Link."""
         commands, self._commands = self._commands, []
         if self._ended or not commands:
             return

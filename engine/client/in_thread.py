@@ -74,6 +74,9 @@ class ThreadLink:
         """See Link."""
         self._inbox.put(command)
 
+    def flush(self) -> None:
+        """See Link: nothing is gathered."""
+
     def busy_since(self) -> float | None:
         """See Link."""
         return self._busy.since

@@ -44,6 +44,11 @@ class Link(Protocol):
         """Send commands in order. No effect if the engine has ended."""
         ...
 
+    def flush(self) -> None:
+        """Send what has been gathered at once: otherwise a link may send all commands of one turn
+        of the event loop together."""
+        ...
+
     def busy_since(self) -> float | None:
         """Since when the engine has been at its present turn (time.monotonic); None: idle."""
         ...

@@ -32,7 +32,7 @@ LONGEST_PAUSE = 0.01  # seconds; debt beyond it is forgiven
 PATIENCE = 0.25  # seconds within which all waiting streams are woken, whatever the loop uses
 FLOOD_PATIENCE = 4 * PATIENCE  # the same where new calls have gone first
 QUIET = 0.002  # seconds without a new call after which no more are expected
-TOGETHER = 0.01  # seconds between two calls that may be a burst's: one may hold up the next
+TOGETHER = 0.01  # seconds between two open calls that may be a burst's
 LONGEST_QUIET = 0.05  # seconds after which a call is answered, however many more come
 SLICE = 8  # streams woken in one turn of the loop, as long as there is credit
 FIRST_AT_ONCE = 64  # first tokens that need no credit: this many cost the engine little
@@ -83,10 +83,11 @@ class Pacer:
 
     def add(self, stream: Wakeable, *, first: bool) -> None:
         """The stream has outputs; first: its first tokens. The caller must then call `run`."""
-        if not self:
-            self._paid_at = self._wall()
-        (self._first if first else self._later).append((self._wall(), stream))
-        self._longest = max(self._longest, len(self))
+        now, waiting = self._wall(), len(self)
+        if not waiting:
+            self._paid_at = now
+        (self._first if first else self._later).append((now, stream))
+        self._longest = max(self._longest, waiting + 1)
 
     def run(self) -> None:
         """Wake as many as there is credit for, unless a turn that will do so is scheduled."""
@@ -172,10 +173,12 @@ class Pacer:
 class NewCalls(Generic[_T]):
     """Detects bursts of calls as they arrive.
 
-    Two calls that arrive close together are a burst. In a burst, calls go before streams' outputs
-    (the pacer asks `coming`) and before their own acknowledgements: a call takes several turns of
-    the loop to arrive, and a turn full of messages delays every call behind it. A call that arrives
-    alone delays nobody, and an endless flood is not treated as a burst for long.
+    Two calls that arrive close together are a burst, unless the first has ended by then: a client
+    that makes one call after another waits for each, so no other is on its way. In a burst, calls
+    go before streams' outputs (the pacer asks `coming`) and before their own acknowledgements: a
+    call takes several turns of the loop to arrive, and a turn full of messages delays every call
+    behind it. A call that arrives alone delays nobody, and an endless flood is not treated as a
+    burst for long.
     """
 
     def __init__(
@@ -193,12 +196,14 @@ class NewCalls(Generic[_T]):
         self._looking = False
         self._burst_since = self._last_at = wall() - 2 * PATIENCE  # calm until now
         self._follows = False  # the last call came together with one before it
+        self._last: _T | None = None  # unless it has ended
 
     def add(self, stream: _T) -> None:
         """A new call has arrived."""
         now = self._wall()
         gap = now - self._last_at
-        self._follows = gap < TOGETHER
+        self._follows = gap < TOGETHER and self._last is not None
+        self._last = stream
         if gap >= QUIET:  # calm is given back twice over, but not the moment that was held up
             self._burst_since = max(self._burst_since, self._last_at - PATIENCE)
             self._burst_since = min(self._burst_since + 2 * (gap - QUIET), now)
@@ -213,6 +218,8 @@ class NewCalls(Generic[_T]):
     def forget(self, stream: _T) -> None:
         """The call has ended, answered or not."""
         self._unanswered.pop(stream, None)
+        if self._last is stream:
+            self._last = None
 
     def coming(self) -> bool:
         """Whether more calls are likely right now; for at most `PATIENCE`, which the time that

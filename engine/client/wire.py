@@ -64,13 +64,15 @@ class Frames:
     """Takes bytes as they come; gives whole messages."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._bytes = bytearray()  # the beginning of a message
 
-    def feed(self, data: bytes | memoryview) -> list[Message]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
         """The messages that these bytes complete, in order."""
-        self._bytes += data
+        if self._bytes:
+            self._bytes += data
+            data = self._bytes
         messages, at = [], 0
-        with memoryview(self._bytes) as view:
+        with memoryview(data) as view:
             while len(view) - at >= _HEAD.size:
                 (length,) = _HEAD.unpack_from(view, at)
                 begin, end = at + _HEAD.size, at + _HEAD.size + length
@@ -78,7 +80,10 @@ class Frames:
                     break
                 messages.append(marshal.loads(view[begin:end]))
                 at = end
-        del self._bytes[:at]
+        if data is self._bytes:
+            del self._bytes[:at]
+        else:  # whole messages are read where they are
+            self._bytes += data[at:]
         return messages
 
 
@@ -173,7 +178,7 @@ def unpack_batch(packed: Message) -> Batch:
     return Batch(
         [_unpack_output(output) for output in outputs],
         EngineStats(*stats),
-        StepTimes.of(times),
+        StepTimes(times),
         answers,
         tuple(
             KvEvents(number, time, kind, tuple(KvEvent(*event) for event in events))

@@ -6,6 +6,7 @@ time it was busy. Written by the engine's thread alone.
 """
 
 import time
+from functools import cached_property
 
 from quire.engine.loop.histogram import Histogram
 from quire.engine.scheduling.plan import StepPlan
@@ -28,18 +29,20 @@ def kind_of(plan: StepPlan) -> str:
 class StepTimes:
     """A histogram a kind."""
 
-    def __init__(self) -> None:
-        self.histograms = {kind: Histogram(BOUNDS) for kind in KINDS}
+    def __init__(self, values: Values | None = None) -> None:
+        """values: of another, perhaps in another process; they are not looked at before they are
+        asked for, as each step tells them."""
+        if values is None:
+            self.histograms = {kind: Histogram(BOUNDS) for kind in KINDS}
+        else:
+            self._told = values
         self._last_end = 0.0
 
-    @classmethod
-    def of(cls, values: Values) -> "StepTimes":
-        """Rebuild it from `values`, perhaps in another process."""
-        times = cls.__new__(cls)
-        told = zip(KINDS, values, strict=True)
-        times.histograms = {kind: Histogram(BOUNDS, *counted) for kind, counted in told}
-        times._last_end = 0.0
-        return times
+    @cached_property
+    def histograms(self) -> dict[str, Histogram]:
+        """By kind."""
+        told = zip(KINDS, self._told, strict=True)
+        return {kind: Histogram(BOUNDS, *counted) for kind, counted in told}
 
     def values(self) -> Values:
         """Counts and sum of each kind, in order, as plain data."""

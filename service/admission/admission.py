@@ -25,7 +25,6 @@ and health checks. Runs only on the event loop; the clock and the engine's numbe
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,6 +41,18 @@ _MIN_RETRY, _MAX_RETRY = 0.1, 30.0
 _UNKNOWN_RETRY = 1.0  # clients try two or three times: at 0.1 s they would soon have given up
 _SHED_RETRY = 1.0  # seconds, at least, while a standing queue is reduced
 _STALLED = 0.5  # seconds: a call that waited this long waits for memory, even if slots are free
+
+
+Counts = dict[str, int]  # of clients, none of them 0
+
+
+def _add(counts: Counts, client: str, n: int) -> None:
+    """Count more of a client, or less."""
+    count = counts.get(client, 0) + n
+    if count:
+        counts[client] = count
+    else:
+        counts.pop(client, None)
 
 
 def _level(priority: int, resumes: bool) -> int:
@@ -121,9 +132,9 @@ class Admission:
         self._clock = clock
         self.waiting = 0
         self.waiting_tokens = 0
-        self._held: Counter[str] = Counter()  # indices let in and not ended, by client
+        self._held: Counts = {}  # indices let in and not ended, by client
         self._open = 0  # all of them
-        self._queues: dict[int, Counter[str]] = {}  # waiting indices by level and client
+        self._queues: dict[int, Counts] = {}  # waiting indices by level and client
         self._in_line: dict[Place, None] = {}  # places with waiting indices, oldest first
         now = clock()
         self._rate = StartRate(now)
@@ -162,10 +173,8 @@ class Admission:
         place = Place(self, client, level, n, 0, now)
         self.waiting += n
         self._open += n
-        self._held[client] += n
-        if level not in self._queues:
-            self._queues[level] = Counter()
-        self._queues[level][client] += n
+        _add(self._held, client, n)
+        _add(self._queues.setdefault(level, {}), client, n)
         if tokens is not None:
             self._line_up(place, tokens)
         self._note(free, now)
@@ -182,7 +191,7 @@ class Admission:
         most = self.policy.max_waiting
         if self.waiting < most or self._reserved(n, level):
             return
-        own = sum(queue[client] for queue in self._queues.values())
+        own = sum(queue.get(client, 0) for queue in self._queues.values())
         clients = len({name for queue in self._queues.values() for name in queue} | {client})
         if self.waiting >= 2 * most or (own + n) * clients > most:
             retry = self._retry(self.estimate(client, level, now))
@@ -190,7 +199,7 @@ class Admission:
 
     def _reserved(self, n: int, level: int) -> bool:
         """Whether one of the places reserved for resumed calls is free."""
-        resumed = sum(queue.total() for other, queue in self._queues.items() if other % 2)
+        resumed = sum(sum(queue.values()) for other, queue in self._queues.items() if other % 2)
         return level % 2 == 1 and resumed + n <= self.policy.max_waiting // 2
 
     def _check_open(self, client: str, n: int, level: int, now: float) -> None:
@@ -200,7 +209,7 @@ class Admission:
         if self._open < most or (self._open < 2 * most and self._reserved(n, level)):
             return
         clients = len(self._held.keys() | {client})
-        if self._open >= 2 * most or (self._held[client] + n) * clients > most:
+        if self._open >= 2 * most or (self._held.get(client, 0) + n) * clients > most:
             raise calls_open(self._open, most, self._retry(self.estimate(client, level, now)))
 
     def _check_tokens(self, client: str, level: int, tokens: int, now: float) -> None:
@@ -249,9 +258,9 @@ class Admission:
         ahead = 0
         for other, queue in self._queues.items():
             if other > level:
-                ahead += queue.total()
+                ahead += sum(queue.values())
             elif other == level:
-                own = queue[client]
+                own = queue.get(client, 0)
                 ahead += sum(min(count, own + 1) for name, count in queue.items() if name != client)
                 ahead += own
         return ahead
@@ -276,7 +285,7 @@ class Admission:
         """Whether the client would hold no more than its share of what runs at once."""
         slots = self._running() if self._stalled(now) else self.policy.slots
         others = len(self._held) - (client in self._held)
-        return others > 0 and (self._held[client] + n) * (others + 1) <= slots
+        return others > 0 and (self._held.get(client, 0) + n) * (others + 1) <= slots
 
     # ------------------------------------------------------------ bursts and standing queues
 
@@ -326,9 +335,7 @@ class Admission:
         self.waiting_tokens -= place.tokens
         place.tokens = 0
         self._open -= n
-        self._held[place.client] -= n
-        if not self._held[place.client]:
-            del self._held[place.client]
+        _add(self._held, place.client, -n)
         if place.started_at is not None:
             for _ in range(n - unstarted):
                 self._rate.ended(now - place.started_at)
@@ -337,9 +344,7 @@ class Admission:
     def _unqueue(self, place: Place, count: int) -> None:
         self.waiting -= count
         queue = self._queues[place.level]
-        queue[place.client] -= count
-        if not queue[place.client]:
-            del queue[place.client]
+        _add(queue, place.client, -count)
         if not queue:
             del self._queues[place.level]
         if not place._left:

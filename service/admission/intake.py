@@ -14,11 +14,10 @@ Calls that send several requests (reflection) are limited to a few, and to a sho
 """
 
 import asyncio
-import contextlib
 import heapq
 import inspect
 import itertools
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -51,33 +50,40 @@ def places_for(max_message: int) -> int:
 
 
 class Reading:
-    """A body that has a place, or gets it on entering: a context manager."""
+    """A body that has a place, or gets it on entering: a context manager of the task that reads.
+    When the place is given up, what the task waits for is cancelled, and leaving raises the Refusal
+    for it. As asyncio's own timeouts do it, without a timer each."""
 
-    __slots__ = ("_key", "_places", "connection", "given_up", "limit", "since")
+    __slots__ = ("_cancelling", "_places", "_task", "connection", "given_up", "since")
 
     def __init__(self, places: "Places", connection: str) -> None:
         self._places = places
         self.connection = connection
-        self.limit: asyncio.Timeout | None = None  # of whoever waits for the body in their own task
+        self.given_up = False
 
     async def __aenter__(self) -> "Reading":
         """Waits for the place. Raises Refusal if too many wait, or at shutdown."""
-        loop = asyncio.get_running_loop()
-        await self._places._take(self.connection, loop)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        if not self._places._take():
+            await self._places._turn(self.connection, loop)
+        self._task, self._cancelling = task, task.cancelling()
         self.since = loop.time()
-        self.given_up: asyncio.Future[None] = loop.create_future()
-        self._key = self._places._begin(self, loop)
+        self._places._begin(self, loop)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._places._end(self, self._key)
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._places._end(self)
+        if self.given_up:
+            mine = self._task.uncancel() <= self._cancelling
+            if mine and kind is asyncio.CancelledError:
+                raise self._places.late(self.connection) from None
 
     def give_up(self) -> None:
         """Stop waiting for it."""
-        if not self.given_up.done():
-            self.given_up.set_result(None)
-            if self.limit is not None and not self.limit.expired():
-                self.limit.reschedule(self.since)  # which is past
+        if not self.given_up:
+            self.given_up = True
+            self._task.cancel()
 
 
 class Places:
@@ -86,10 +92,10 @@ class Places:
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._reading: OrderedDict[int, Reading] = OrderedDict()  # the oldest first
+        self._reading: dict[Reading, None] = {}  # the oldest first
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap; some have ended
         self._turns: dict[str, dict[asyncio.Future[None], None]] = {}  # that wait, by connection
-        self._held: Counter[str] = Counter()  # places of each connection
+        self._held: dict[str, int] = {}  # places of each connection that has any
         self._live = 0  # turns that wait
         self._slow: OrderedDict[str, int] = OrderedDict()
         self._order = itertools.count()
@@ -111,37 +117,36 @@ class Places:
         """A place for one body: a context manager that waits for it, see Reading."""
         return Reading(self, connection)
 
-    async def _take(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:
+    def _take(self) -> bool:
+        """Whether there was a free place. Raises Refusal."""
         if self._closed:
             raise errors.shutting_down()
-        if self._free:
-            self._free -= 1
-        else:
-            await self._turn(connection, loop)
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
 
-    def _begin(self, reading: Reading, loop: asyncio.AbstractEventLoop) -> int:
-        key = next(self._order)
-        self._reading[key] = reading
-        self._held[reading.connection] += 1
+    def _begin(self, reading: Reading, loop: asyncio.AbstractEventLoop) -> None:
+        self._reading[reading] = None
+        self._held[reading.connection] = self._held.get(reading.connection, 0) + 1
         if self._overdue is None:
             self._overdue = loop.call_later(BODY_SECONDS, self._end_overdue, loop)
-        return key
 
     def _end_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give up the bodies whose time is up, and check again when the next one's is."""
         self._overdue = None
-        for reading in self._reading.values():
+        for reading in self._reading:
             left = reading.since + BODY_SECONDS - loop.time()
             if left > 0:
                 self._overdue = loop.call_later(left, self._end_overdue, loop)
                 return
             reading.give_up()
 
-    def _end(self, reading: Reading, key: int) -> None:
-        del self._reading[key]
-        self._held[reading.connection] -= 1
-        if not self._held[reading.connection]:
-            del self._held[reading.connection]
+    def _end(self, reading: Reading) -> None:
+        del self._reading[reading]
+        held = self._held.pop(reading.connection) - 1
+        if held:
+            self._held[reading.connection] = held
         self._leave()
 
     async def _turn(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -150,7 +155,8 @@ class Places:
             self._make_room(connection)
         turn: asyncio.Future[None] = loop.create_future()
         turns = self._turns.setdefault(connection, {})
-        rank = self._slow.get(connection, 0) * _SLOW_RANK + len(turns) + self._held[connection]
+        held = self._held.get(connection, 0)
+        rank = self._slow.get(connection, 0) * _SLOW_RANK + len(turns) + held
         turns[turn] = None
         self._live += 1
         heapq.heappush(self._waiting, (rank, next(self._order), turn))
@@ -195,7 +201,7 @@ class Places:
     def close(self) -> None:
         """The server shuts down: refuse all calls whose bodies have not been read."""
         self._closed = True
-        for reading in self._reading.values():
+        for reading in self._reading:
             reading.give_up()
         for turn in itertools.chain.from_iterable(self._turns.values()):
             if not turn.done():
@@ -215,7 +221,7 @@ class Places:
         if self._timer is not None:
             return
         live = self._live
-        for reading in itertools.islice(self._reading.values(), live):
+        for reading in itertools.islice(self._reading, live):
             if loop.time() - reading.since >= GRACE_SECONDS:
                 reading.give_up()
         if live:
@@ -306,15 +312,8 @@ class Intake(grpc.aio.ServerInterceptor):
 
     async def _read(self, context: Context, receipt: oversize.Receipt) -> Any:
         """In the call's own task: another one for each body would cost as much as all else here."""
-        connection = context.peer()
-        async with self._places.place(connection) as reading:
-            try:
-                async with asyncio.timeout(None) as reading.limit:  # until it is given up
-                    request = await receipt.read(context.read())
-            except TimeoutError:
-                raise self._places.late(connection) from None
-            finally:
-                reading.limit = None
+        async with self._places.place(context.peer()):
+            request = await receipt.read(context.read())
         if request is grpc.aio.EOF:
             if receipt.failed:
                 raise asyncio.CancelledError  # which is on its way from gRPC
@@ -347,9 +346,11 @@ def _streamed(found: Any, request_of: RequestOf) -> Any:
                 await found.unary_stream(await request_of(context), context)
                 return
             stream = found.unary_stream(await request_of(context), context)
-            async with contextlib.aclosing(stream) as inner:
-                async for answer in inner:
+            try:
+                async for answer in stream:
                     await context.write(answer)
+            finally:
+                await stream.aclose()
         except grpc.aio.AbortError as error:
             errors.forget_frames(error)  # gRPC keeps it, and with it the request
             raise

@@ -127,6 +127,7 @@ class ClientLimits:
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
         self._sweep_at = _SWEEP
+        self._unlimited = None if limits.any else Permit(None, clock)  # everybody's
 
     def __len__(self) -> int:
         """Clients that are remembered."""
@@ -134,8 +135,8 @@ class ClientLimits:
 
     def enter(self, client: str) -> Permit:
         """Let a call begin, before anything is spent on it. Raises Refusal."""
-        if not self._limits.any:
-            return Permit(None, self._clock)
+        if self._unlimited is not None:
+            return self._unlimited
         now = self._clock()
         account = self._accounts.get(client)
         if account is None:

@@ -5,13 +5,12 @@ memory is bounded for both APIs together; nothing is parsed that is larger than 
 JSON says twice, or in numbers that are none, is refused.
 """
 
-import asyncio
 from typing import Any
 
 from starlette.requests import Request
 
 from quire.clients.strict_json import BODY_DEPTH, BadJson, read_object
-from quire.service.admission.intake import BODY_SECONDS, Places, Reading
+from quire.service.admission.intake import Places
 from quire.service.openai import problems
 
 _JSON = "application/json"
@@ -31,20 +30,8 @@ class Bodies:
         _check_type(request.headers.get("content-type", ""))
         _check_encoding(request.headers.get("content-encoding", ""))
         self._check_length(request.headers.get("content-length", "0"))
-        async with self._places.place(connection) as reading:
-            return await self._in_time(request, reading)
-
-    async def _in_time(self, request: Request, reading: Reading) -> bytes:
-        body = asyncio.ensure_future(self._whole(request))
-        awaited: set[asyncio.Future[Any]] = {body, reading.given_up}
-        try:
-            await asyncio.wait(awaited, timeout=BODY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not body.done():
-                body.cancel()
-        if not body.done() or body.cancelled():
-            raise self._places.late(reading.connection)
-        return body.result()
+        async with self._places.place(connection):
+            return await self._whole(request)
 
     async def _whole(self, request: Request) -> bytes:
         parts, size = [], 0

@@ -1,12 +1,17 @@
 """Checks of single fields; all faults of a message are reported together.
 
 Invariant: nothing longer than allowed is examined.
+
+Most messages set few of their fields. So these functions are given the fields that are set
+(`given_of`), which one look at the message tells, and look no further.
 """
 
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from google.protobuf.message import Message
 
 from quire.engine.loop.stats import EngineInfo
 from quire.engine.request import SamplingParams
@@ -71,17 +76,28 @@ class Faults:
             raise invalid(self.found)
 
 
-def check_call(
-    request: pb.GenerateRequest | pb.EmbedRequest | pb.ScoreRequest, faults: Faults
-) -> None:
-    """Checks for every call that the engine runs: its names and its priority."""
-    length = len(request.request_id)
-    faults.at_most("request_id", length, MAX_REQUEST_ID, "characters")
-    if length <= MAX_REQUEST_ID and not _REQUEST_ID.fullmatch(request.request_id):
-        faults.add("request_id", request.request_id, "may hold only A-Z a-z 0-9 . _ : -")
-    faults.between("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+def given_of(message: Message) -> dict[str, Any]:
+    """The fields that are set, by name: of those without presence, all that are not their default;
+    no list that is empty."""
+    return {described.name: value for described, value in message.ListFields()}
+
+
+def check_call(given: Mapping[str, Any], faults: Faults) -> None:
+    """Checks for every call that the engine runs: its names and its priority. given: of its
+    request."""
+    if "request_id" in given:
+        _check_request_id(given["request_id"], faults)
+    if "priority" in given:
+        faults.between("priority", given["priority"], -MAX_PRIORITY, MAX_PRIORITY)
     for name in ("cache_salt", "user"):
-        faults.at_most(name, len(getattr(request, name).encode()), MAX_NAME_BYTES, "bytes")
+        if name in given:
+            faults.at_most(name, len(given[name].encode()), MAX_NAME_BYTES, "bytes")
+
+
+def _check_request_id(request_id: str, faults: Faults) -> None:
+    faults.at_most("request_id", len(request_id), MAX_REQUEST_ID, "characters")
+    if len(request_id) <= MAX_REQUEST_ID and not _REQUEST_ID.fullmatch(request_id):
+        faults.add("request_id", request_id, "may hold only A-Z a-z 0-9 . _ : -")
 
 
 def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
@@ -90,34 +106,34 @@ def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) ->
             _check_number(name, value, faults)
     if given.get("max_tokens", 1) < 1:
         faults.add("sampling.max_tokens", given["max_tokens"], "must be at least 1")
-    stops = given.get("stop", ())
-    faults.at_most("sampling.stop", len(stops), MAX_STOPS, "stop strings")
-    for i, stop in enumerate(stops[: MAX_STOPS + 1]):
-        faults.between(f"sampling.stop[{i}] (bytes)", len(stop.encode()), 1, MAX_STOP_BYTES)
-    stop_ids = given.get("stop_token_ids", ())
-    faults.at_most("sampling.stop_token_ids", len(stop_ids), MAX_STOP_IDS, "stop ids")
-    if len(stop_ids) <= MAX_STOP_IDS:
-        faults.ids("sampling.stop_token_ids", stop_ids, vocab_size)
-    _check_edits(given, faults, vocab_size)
-
-
-def _check_edits(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
-    """Single ids that are preferred or left out."""
+    if "stop" in given:
+        stops = given["stop"]
+        faults.at_most("sampling.stop", len(stops), MAX_STOPS, "stop strings")
+        for i, stop in enumerate(stops[: MAX_STOPS + 1]):
+            faults.between(f"sampling.stop[{i}] (bytes)", len(stop.encode()), 1, MAX_STOP_BYTES)
+    if "stop_token_ids" in given:
+        stop_ids = given["stop_token_ids"]
+        faults.at_most("sampling.stop_token_ids", len(stop_ids), MAX_STOP_IDS, "stop ids")
+        if len(stop_ids) <= MAX_STOP_IDS:
+            faults.ids("sampling.stop_token_ids", stop_ids, vocab_size)
     for name in ("logit_bias", "allowed_token_ids", "banned_token_ids"):
-        if name not in given:
-            continue
-        ids = given[name]
-        faults.at_most(f"sampling.{name}", len(ids), MAX_EDITED_IDS, "token ids")
-        if len(ids) > MAX_EDITED_IDS:
-            continue
-        if name != "logit_bias":
-            faults.ids(f"sampling.{name}", ids, vocab_size)
-            continue
-        for token_id in sorted(ids):
-            where, bias = f"sampling.logit_bias[{token_id}]", ids[token_id]
-            if token_id >= vocab_size:
-                faults.add(where, token_id, f"the vocabulary has {vocab_size} ids")
-            faults.between(where, bias, -MAX_BIAS, MAX_BIAS)
+        if name in given:
+            _check_edits(name, given[name], faults, vocab_size)
+
+
+def _check_edits(name: str, ids: Any, faults: Faults, vocab_size: int) -> None:
+    """Single ids that are preferred or left out."""
+    faults.at_most(f"sampling.{name}", len(ids), MAX_EDITED_IDS, "token ids")
+    if len(ids) > MAX_EDITED_IDS:
+        return
+    if name != "logit_bias":
+        faults.ids(f"sampling.{name}", ids, vocab_size)
+        return
+    for token_id in sorted(ids):
+        where, bias = f"sampling.logit_bias[{token_id}]", ids[token_id]
+        if token_id >= vocab_size:
+            faults.add(where, token_id, f"the vocabulary has {vocab_size} ids")
+        faults.between(where, bias, -MAX_BIAS, MAX_BIAS)
 
 
 def _check_number(name: str, value: float, faults: Faults) -> None:
@@ -131,10 +147,9 @@ def _check_number(name: str, value: float, faults: Faults) -> None:
 
 def check_allowed(params: SamplingParams) -> None:
     """Raise Refusal if a token is required and no id may be sampled."""
-    allowed = set(params.allowed_token_ids)
-    if not allowed:
+    if not params.allowed_token_ids:
         return
-    allowed.difference_update(params.banned_token_ids)
+    allowed = set(params.allowed_token_ids).difference(params.banned_token_ids)
     if not allowed:
         raise invalid_field("sampling.allowed_token_ids", "all of them are in banned_token_ids")
     if params.min_tokens > 1 and allowed <= params.ending_ids:
@@ -145,10 +160,8 @@ def check_allowed(params: SamplingParams) -> None:
 
 
 def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) -> None:
-    """The checks of resumed ids that need not read through them."""
+    """The checks of resumed ids, where there are any, that need not read through them."""
     ids = request.resume_token_ids
-    if not ids:
-        return
     if request.sampling.n > 1:
         faults.add("resume_token_ids", len(ids), "a request with n > 1 cannot be resumed")
     most = info.max_model_len
@@ -158,21 +171,20 @@ def check_resume(request: pb.GenerateRequest, faults: Faults, info: EngineInfo) 
 
 
 def check_prompt_logprobs(request: pb.GenerateRequest, faults: Faults) -> None:
-    """The checks of prompt log-probabilities that need not read the prompt."""
-    if not request.HasField("prompt_logprobs"):
-        return
+    """The checks of prompt log-probabilities, where they are asked for, that need not read the
+    prompt."""
     faults.between("prompt_logprobs", request.prompt_logprobs, 0, MAX_LOGPROBS)
     if request.resume_token_ids:
         words = "excludes resume_token_ids: they were told before the tokens that are resumed"
         faults.add("prompt_logprobs", request.prompt_logprobs, words)
 
 
-def prompt_logprobs_of(request: pb.GenerateRequest, prompt_tokens: int) -> int | None:
+def prompt_logprobs_of(given: Mapping[str, Any], prompt_tokens: int) -> int | None:
     """How many of the best at each position of a prompt; None: none at all. Raises Refusal if there
     would be too many."""
-    if not request.HasField("prompt_logprobs"):
+    top: int | None = given.get("prompt_logprobs")
+    if top is None:
         return None
-    top = request.prompt_logprobs
     count = prompt_tokens * (1 + top)
     if count > MAX_JUDGED:
         raise invalid_field(
@@ -184,12 +196,12 @@ def prompt_logprobs_of(request: pb.GenerateRequest, prompt_tokens: int) -> int |
 
 
 def check_stops(given: Mapping[str, Any], silent: Collection[str], faults: Faults) -> None:
-    """Check stop strings against special tokens, which have no text.
+    """Check stop strings, where there are any, against special tokens, which have no text.
 
     A stop string that is a special token stands for its id. Refused are stop strings that contain
     one as a part, and asking for it in the output: neither could work as it seems to.
     """
-    for i, stop in enumerate(given.get("stop", ())[:MAX_STOPS]):
+    for i, stop in enumerate(given["stop"][:MAX_STOPS]):
         if len(stop) > MAX_STOP_BYTES:
             continue
         field_name = f"sampling.stop[{i}]"

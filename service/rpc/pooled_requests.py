@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from quire.engine.request import GenerationRequest, Pooling, SamplingParams
 from quire.service.errors import TooLong, invalid, invalid_field, unknown_model
-from quire.service.rpc.field_faults import Faults, check_call
+from quire.service.rpc.field_faults import Faults, check_call, given_of
 from quire.service.rpc.salt import effective_salt
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.workers import PromptWorkers, Wanted, check_wanted
@@ -75,7 +75,7 @@ class PooledReader:
         if request.model and request.model != self._model.name:
             raise unknown_model(request.model, self._model.name)
         faults = Faults()
-        check_call(request, faults)
+        check_call(given_of(request), faults)
         if isinstance(request, pb.EmbedRequest):
             self._check_embed(request, most_numbers, faults)
         else:

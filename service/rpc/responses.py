@@ -7,6 +7,7 @@ is counted in the ledger once, by a `finished` or by `abandon`.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 from quire.engine.loop.stats import EngineInfo
@@ -98,16 +99,20 @@ class CallOutput:
         self.sampled = 0  # tokens received from the engine, sent to the client or not
         resumed = accepted.resumed
         self._replayed = None if resumed is None else resumed.match
-        self._indices = [
-            IndexState(self._open_text(accepted, index)) for index in range(accepted.generation.n)
-        ]
+        self._accepted = accepted
 
     @property
     def started(self) -> bool:
         """Whether `started` has been sent."""
         return self._started
 
-    def _open_text(self, accepted: Accepted, index: int) -> TextStream | AnswerStream | None:
+    @cached_property
+    def _indices(self) -> list[IndexState]:
+        """Not made before there is an output: the request is on its way meanwhile."""
+        return [IndexState(self._open_text(index)) for index in range(self._request.n)]
+
+    def _open_text(self, index: int) -> TextStream | AnswerStream | None:
+        accepted = self._accepted
         if accepted.text.ids_only:
             return None
         if accepted.resumed is not None:

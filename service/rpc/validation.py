@@ -6,10 +6,12 @@ reported together.
 """
 
 import dataclasses
+import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from quire.engine.request import Constraint, GenerationRequest, SamplingParams
 from quire.service.answers.events import Reading
@@ -26,6 +28,7 @@ from quire.service.rpc.field_faults import (
     check_resume,
     check_sampling,
     check_stops,
+    given_of,
     prompt_logprobs_of,
 )
 from quire.service.rpc.prompts import Prompts
@@ -48,16 +51,16 @@ OUR_OWN = frozenset({"n", "stop", "include_stop_str_in_output"})
 _NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
 
 
-@dataclass(frozen=True, slots=True)
-class TextOptions:
-    """What the output side needs to make text.
+class TextOptions(NamedTuple):
+    """What the output side needs to make text. A tuple, as each call makes one: a frozen dataclass
+    takes three times as long.
 
     stops: None: no stop strings. stop_tokens: ids that end the request because a stop string is the
     special token of this id. delta_tokens: most tokens of one delta. reading: None: all is text.
     """
 
     stops: StopAutomaton | None = None
-    stop_tokens: Mapping[int, str] = field(default_factory=dict)
+    stop_tokens: Mapping[int, str] = MappingProxyType({})
     include_stop_str_in_output: bool = False
     ids_only: bool = False
     delta_tokens: int = 1024
@@ -73,9 +76,9 @@ class Resumed:
     match: StopMatch | None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request that can run. resumed: None where nothing is resumed, or no text is made."""
+class Accepted(NamedTuple):
+    """A request that can run; a tuple as above. resumed: None where nothing is resumed, or no text
+    is made."""
 
     request_id: str
     generation: GenerationRequest
@@ -108,13 +111,15 @@ class Validator:
 
     def check(self, request: pb.GenerateRequest) -> None:
         """Raise Refusal for every fault that shows without the prompt being read."""
-        self._check(request, _given(request.sampling))
+        self._check(request, given_of(request), given_of(request.sampling))
 
-    def _check(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
-        """given: as `_given` has it."""
-        if request.model and request.model != self._model.name:
+    def _check(
+        self, request: pb.GenerateRequest, given: Mapping[str, Any], sampling: Mapping[str, Any]
+    ) -> None:
+        """given, sampling: as `given_of` has them."""
+        if given.get("model", self._model.name) != self._model.name:
             raise unknown_model(request.model, self._model.name)
-        self._check_fields(request, given)
+        self._check_fields(request, given, sampling)
         self.prompts.check(request)
 
     async def validate(
@@ -122,18 +127,16 @@ class Validator:
     ) -> Accepted:
         """key: the engine's name for it; tenant: whose cache entries it may share; client: whose
         share of the machine it uses. Raises Refusal."""
-        given = _given(request.sampling)
-        self._check(request, given)
+        given, sampling = given_of(request), given_of(request.sampling)
+        self._check(request, given, sampling)
         if self._model.info.embeds_only:
             raise invalid_field("model", f"{self._model.name}: {_NO_HEAD}")
 
         def read(wanted: Wanted) -> Accepted:
-            return self._read(request, given, key, tenant, client, wanted)
+            return self._read(request, given, sampling, key, tenant, client, wanted)
 
-        short = request.WhichOneof("prompt") == "token_ids" and (
-            len(request.token_ids.ids) <= INLINE_IDS
-        )
-        grows = "stop" in given or request.resume_token_ids or request.HasField("constraint")
+        short = "token_ids" in given and len(request.token_ids.ids) <= INLINE_IDS
+        grows = "stop" in sampling or "resume_token_ids" in given or "constraint" in given
         if short and not grows:
             return read(lambda: True)
         return await self.workers.run(read, client, request.ByteSize())
@@ -142,6 +145,7 @@ class Validator:
         self,
         request: pb.GenerateRequest,
         given: Mapping[str, Any],
+        sampling: Mapping[str, Any],
         key: int,
         tenant: str,
         client: str,
@@ -149,37 +153,40 @@ class Validator:
     ) -> Accepted:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
         prompt, thinking = self.prompts.read(request, wanted)
-        params, stop_tokens = self._sampling(given, len(prompt))
+        params, stop_tokens = self._sampling(sampling, len(prompt))
         generation = GenerationRequest(
             key=key,
             prompt_token_ids=prompt,
             sampling=params,
-            n=given.get("n", 1),
-            priority=request.priority,
-            cache_salt=effective_salt(tenant, request.cache_salt),
-            resume_token_ids=tuple(request.resume_token_ids),
+            n=sampling.get("n", 1),
+            priority=given.get("priority", 0),
+            cache_salt=effective_salt(tenant, given.get("cache_salt", "")),
+            resume_token_ids=tuple(given.get("resume_token_ids", ())),
             client=client,
-            constraint=self._constraint(request, thinking),
-            user=request.user,
-            prompt_logprobs=prompt_logprobs_of(request, len(prompt)),
+            constraint=self._constraint(request, given, thinking),
+            user=given.get("user", ""),
+            prompt_logprobs=prompt_logprobs_of(given, len(prompt)),
         )
         self.constraints.check(generation)
-        stops = [stop for stop in given.get("stop", ()) if stop not in self._silent]
+        stops = [stop for stop in sampling.get("stop", ()) if stop not in self._silent]
+        ids_only = "ids_only" in given
         options = TextOptions(
             StopAutomaton(stops) if stops else None,
             stop_tokens,
-            request.sampling.include_stop_str_in_output,
-            request.ids_only,
-            self._delta_tokens(generation, request.ids_only),
+            sampling.get("include_stop_str_in_output", False),
+            ids_only,
+            self._delta_tokens(generation, ids_only),
             reading_of(request, self._model.family, thinking),
         )
         check_wanted(wanted)
-        request_id = request.request_id or secrets.token_hex(16)
+        request_id = given.get("request_id") or os.urandom(16).hex()
         return Accepted(request_id, generation, options, self._resume(generation, options))
 
-    def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
+    def _constraint(
+        self, request: pb.GenerateRequest, given: Mapping[str, Any], thinking: Thinking
+    ) -> Constraint | None:
         """The request's constraint, or the one that makes its tool calls valid. Raises Refusal."""
-        if not request.HasField("chat"):  # no template has opened a turn: it begins at once
+        if "chat" not in given:  # no template has opened a turn: it begins at once
             return constraints.constraint_of(request, Thinking.NONE)
         made = tool_constraint.constraint_of(
             request.chat, self._model.family, self.constraints, thinking
@@ -197,25 +204,32 @@ class Validator:
         piece = 0 if ids_only else self._longest_piece
         size = _ID_BYTES + _TEXT_BYTES * piece
         asked = generation.sampling.logprobs, generation.prompt_logprobs
-        best = max((one for one in asked if one is not None), default=-1)
-        size += (1 + best) * (_LOGPROB_BYTES + piece)
+        if asked != (None, None):
+            best = max(one for one in asked if one is not None)
+            size += (1 + best) * (_LOGPROB_BYTES + piece)
         return max(1, DELTA_BYTES // size)
 
     # ------------------------------------------------------------ fields
 
-    def _check_fields(self, request: pb.GenerateRequest, given: Mapping[str, Any]) -> None:
+    def _check_fields(
+        self, request: pb.GenerateRequest, given: Mapping[str, Any], sampling: Mapping[str, Any]
+    ) -> None:
         faults, vocab_size = Faults(), self._model.info.vocab_size
-        check_call(request, faults)
-        check_prompt_logprobs(request, faults)
-        check_sampling(given, faults, vocab_size)
-        check_stops(given, self._silent, faults)
-        check_resume(request, faults, self._model.info)
-        check_parse(request, self._model.family, faults)
-        if request.HasField("constraint"):
+        check_call(given, faults)
+        if "prompt_logprobs" in given:
+            check_prompt_logprobs(request, faults)
+        check_sampling(sampling, faults, vocab_size)
+        if "stop" in sampling:
+            check_stops(sampling, self._silent, faults)
+        if "resume_token_ids" in given:
+            check_resume(request, faults, self._model.info)
+        if "parse_output" in given:
+            check_parse(request, self._model.family, faults)
+        if "constraint" in given:
             check_constraint(request.constraint, faults)
-        if request.ids_only and "stop" in given:
-            faults.add("sampling.stop", len(given["stop"]), "no text is made with ids_only")
-        if request.ids_only and "include_stop_str_in_output" in given:
+        if "ids_only" in given and "stop" in sampling:
+            faults.add("sampling.stop", len(sampling["stop"]), "no text is made with ids_only")
+        if "ids_only" in given and "include_stop_str_in_output" in sampling:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
         faults.raise_if_any()
 
@@ -224,7 +238,9 @@ class Validator:
     ) -> tuple[SamplingParams, dict[int, str]]:
         """The values given, else the model's, else greedy; with the ids that stand for stop
         strings."""
-        values = {**self._defaults, **{n: v for n, v in given.items() if n not in OUR_OWN}}
+        values = {**self._defaults, **given}
+        for name in OUR_OWN:
+            values.pop(name, None)
         ids, stop_tokens = tuple(values["stop_token_ids"]), {}
         if "stop" in given:
             silent = {self._silent[stop]: stop for stop in given["stop"] if stop in self._silent}
@@ -263,10 +279,6 @@ def open_stream(
     )
     reading = options.reading
     return text if reading is None else AnswerStream(text, reading, generation, index)
-
-
-def _given(sampling: pb.SamplingParams) -> dict[str, Any]:
-    return {described.name: value for described, value in sampling.ListFields()}
 
 
 def _defaults(model: ServedModel) -> dict[str, Any]:

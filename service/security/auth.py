@@ -5,6 +5,7 @@ only health checks need none. No key is ever logged.
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 # Refused there, and counted.
 OWN_SERVICES = ("/quire.v1.InferenceService/", "/vllm.grpc.engine.VllmEngine/")
 _SCHEME = "bearer "
+_MAX_KNOWN = 1024  # connections: each makes many calls
 _MAX_SEARCHES = 64  # keys that wait to be compared with every line
 _LOOPBACK = ("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:")
 
@@ -98,8 +100,7 @@ class Authenticator:
             return Caller(name, name, entry.operator, entry.max_priority)
         if self._certificates:
             return self._certified(context.auth_context())
-        address = peer_address(context.peer())
-        return Caller("", address, address.startswith(_LOOPBACK), self._max_priority)
+        return _addressed(context.peer(), self._max_priority)
 
     def _certified(self, auth_context: Mapping[str, Iterable[bytes]]) -> Caller:
         pem = next(iter(auth_context.get("x509_pem_cert", ())), b"")
@@ -161,6 +162,13 @@ def certificate_name(auth_context: Mapping[str, Iterable[bytes]]) -> str:
             if value:
                 return value.decode("utf-8", "replace")
     return ""
+
+
+@functools.lru_cache(_MAX_KNOWN)
+def _addressed(peer: str, max_priority: int) -> Caller:
+    """A caller who is only known by their address."""
+    address = peer_address(peer)
+    return Caller("", address, address.startswith(_LOOPBACK), max_priority)
 
 
 def peer_address(peer: str) -> str:

@@ -9,9 +9,16 @@ FAULTS = (
     Fault(
         "intake: a body that is given up is waited for",
         INTAKE,
-        "                self.limit.reschedule(self.since)  # which is past\n",
-        "                pass\n",
+        "            self._task.cancel()\n",
+        "            pass\n",
         (_TESTS + "at_the_end_whoever_has_yet_to_say_what_they_want_is_told_so",),
+    ),
+    Fault(
+        "intake: who is cancelled and loses the place too is refused",
+        INTAKE,
+        "            if mine and kind is asyncio.CancelledError:\n",
+        "            if kind is asyncio.CancelledError:\n",
+        (_TESTS + "who_is_cancelled_and_loses_the_place_too_is_cancelled",),
     ),
     Fault(
         "intake: a call without a key gets the handler of those with one",

@@ -223,7 +223,7 @@ FAULTS = (
     Fault(
         "quire: a connection's calls wait before another's first",
         "service/admission/intake.py",
-        " + len(turns) + self._held[connection]\n",
+        " + len(turns) + held\n",
         "\n",
         (INTAKE + "connections_take_turns",),
     ),

@@ -23,7 +23,7 @@ FAULTS = (
     Fault(
         "shares: the engine never hears of users",
         "service/rpc/validation.py",
-        "            user=request.user,\n",
+        '            user=given.get("user", ""),\n',
         "",
         (WIRE + "users_of_a_client_share_its_blocks_and_the_engine_knows_them",),
     ),

@@ -109,6 +109,13 @@ UNDER_LOAD = (
         PACING,
     ),
     Fault(
+        "quire: the calls of one client, one after another, are a burst",
+        "engine/client/pacing.py",
+        "        if self._last is stream:\n            self._last = None\n",
+        "",
+        PACING,
+    ),
+    Fault(
         "quire: a call is answered when its first words come",
         "engine/client/async_engine.py",
         "                if outputs or (is_first and error is None):\n",

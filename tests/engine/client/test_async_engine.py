@@ -54,6 +54,23 @@ def test_in_a_burst_of_calls_a_start_goes_with_the_first_words_or_with_the_answe
     asyncio.run(asyncio.wait_for(test(), PATIENCE))
 
 
+def test_a_lone_call_does_not_wait_for_the_end_of_the_turn_and_a_burst_s_calls_do() -> None:
+    async def test() -> None:
+        link = ScriptedLink()
+        engine = AsyncEngine(link)
+        await engine.start()
+        params = SamplingParams(max_tokens=4)
+        requests = [GenerationRequest(engine.new_key(), (5, 6), params) for _ in range(3)]
+        items = [asyncio.ensure_future(anext(engine.generate(request))) for request in requests]
+        await asyncio.sleep(0)
+        assert link.sent == [Submit(request) for request in requests]
+        assert link.flushed == 1
+        for item in items:
+            item.cancel()
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE))
+
+
 def test_answers_go_to_those_who_asked_in_their_order_whatever_they_asked() -> None:
     async def test() -> None:
         link = ScriptedLink()

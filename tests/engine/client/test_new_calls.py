@@ -42,6 +42,22 @@ def test_a_lone_call_goes_before_nobody() -> None:
         assert not calls.coming()
 
 
+def test_calls_one_after_another_are_no_burst() -> None:
+    """Each has ended when the next one comes; then one comes beside another."""
+    loop = Loop(cost=0.0)
+    calls = NewCalls[int](loop.call_later, lambda _: None, lambda: loop.now)
+    for number in range(10):
+        loop.run_until(1.0 + number * TOGETHER / 4)
+        calls.add(number)
+        assert not calls.coming()
+        calls.forget(number)
+    calls.add(10)
+    calls.add(11)
+    assert calls.coming()
+    calls.forget(10)
+    assert calls.coming()
+
+
 @pytest.mark.parametrize("count", (FIRST_AT_ONCE, FIRST_AT_ONCE + 1))
 def test_some_first_words_do_not_wait_for_the_last_call_of_a_burst(count: int) -> None:
     """A slice of them in each moment; later words, and first words of many, do wait."""

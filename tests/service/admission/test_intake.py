@@ -16,7 +16,7 @@ from support.patience import PATIENCE
 
 from quire.engine.errors import ConfigError
 from quire.service.admission import intake
-from quire.service.admission.intake import Places, places_for
+from quire.service.admission.intake import Places, Reading, places_for
 from quire.service.app import ports
 from quire.service.errors import Refusal
 from quire.service.security.auth import make_entry
@@ -31,6 +31,19 @@ def test_places_are_so_many_that_their_bytes_are_bounded() -> None:
     assert places_for(4 << 20) == 16
     assert places_for(1 << 10) == (64 << 20) >> 10
     assert places_for(1 << 30) == 8
+
+
+async def held(reading: Reading) -> None:
+    """A body that never ends."""
+    async with reading:
+        await asyncio.Event().wait()
+
+
+async def refused(task: "asyncio.Task[None]") -> str:
+    """Why it ends."""
+    with pytest.raises(Refusal) as caught:
+        await asyncio.wait_for(task, PATIENCE)
+    return caught.value.reason
 
 
 def test_who_waits_gets_the_place_of_who_leaves_and_slow_connections_come_last() -> None:
@@ -66,13 +79,32 @@ def test_a_place_is_given_up_to_those_who_wait_and_to_nobody_else(
 
     async def test() -> None:
         places = Places(2)
-        async with places.place("old") as old, places.place("young") as young:
+        old, young = places.place("old"), places.place("young")
+        tasks = [asyncio.create_task(held(reading)) for reading in (old, young)]
+        while places.reading < 2:
             await asyncio.sleep(0)
-            assert not old.given_up.done()
-            waits = asyncio.create_task(places.place("new").__aenter__())
-            await old.given_up
-            assert not young.given_up.done()
-            waits.cancel()
+        assert not old.given_up
+        waits = asyncio.create_task(places.place("new").__aenter__())
+        while not old.given_up:
+            await asyncio.sleep(0)
+        assert not young.given_up
+        tasks[1].cancel()
+        assert await refused(tasks[0]) == "SLOW_REQUEST" and not tasks[0].cancelling()
+        await waits
+
+    run(test)
+
+
+def test_who_is_cancelled_and_loses_the_place_too_is_cancelled() -> None:
+    async def test() -> None:
+        places = Places(1)
+        task = asyncio.create_task(held(reading := places.place("gone")))
+        while not places.reading:
+            await asyncio.sleep(0)
+        task.cancel()
+        reading.give_up()
+        await asyncio.wait({task})
+        assert task.cancelled() and not places.reading
 
     run(test)
 
@@ -194,14 +226,16 @@ def test_each_body_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def test() -> None:
         places, loop = Places(3), asyncio.get_running_loop()
-        async with places.place("first") as first, places.place("second") as second:
-            second.since += 0.02  # as if it had begun so much later
-            await asyncio.wait_for(first.given_up, PATIENCE)
-            assert not second.given_up.done()
-            await asyncio.wait_for(second.given_up, PATIENCE)
-            assert loop.time() >= second.since
-            async with places.place("third") as third:  # behind two that are still there
-                await asyncio.wait_for(third.given_up, PATIENCE)
+        readings = [places.place(name) for name in ("first", "second")]
+        first, second = (asyncio.create_task(held(reading)) for reading in readings)
+        while places.reading < 2:
+            await asyncio.sleep(0)
+        readings[1].since += 0.02  # as if it had begun so much later
+        assert await refused(first) == "SLOW_REQUEST"
+        assert not second.done()
+        assert await refused(second) == "SLOW_REQUEST"
+        assert loop.time() >= readings[1].since
+        assert await refused(asyncio.create_task(held(places.place("third")))) == "SLOW_REQUEST"
 
     run(test)
 

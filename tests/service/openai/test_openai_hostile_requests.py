@@ -7,7 +7,7 @@ import pytest
 from support.harness import Running, generate, run, serving
 from support.http1 import CHAT, HELLO, Peer, ask, head, posted
 
-from quire.service.openai import bodies
+from quire.service.admission import intake
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.v1 import inference_pb2 as pb
 
@@ -98,7 +98,7 @@ def test_only_json_is_read_and_only_what_is_not_too_large() -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(intake, "BODY_SECONDS", 0.05)
 
     async def test() -> None:
         async with serving(http=True) as running:

@@ -47,6 +47,8 @@ class ScriptedLink:
 
     def send(self, command: Command) -> None: ...
 
+    def flush(self) -> None: ...
+
     def busy_since(self) -> float | None:
         return None
 

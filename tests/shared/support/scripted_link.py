@@ -23,6 +23,7 @@ class ScriptedLink:
 
     def __init__(self) -> None:
         self.sent: list[Command] = []
+        self.flushed = 0  # of those, when that was last asked for
 
     async def start(self, receiver: Receiver) -> EngineInfo:
         self._receiver = receiver
@@ -30,6 +31,9 @@ class ScriptedLink:
 
     def send(self, command: Command) -> None:
         self.sent.append(command)
+
+    def flush(self) -> None:
+        self.flushed = len(self.sent)
 
     def say(self, outputs: Sequence[Output], answers: tuple[bytes | int, ...] = ()) -> None:
         self._receiver.deliver([Batch(list(outputs), EngineStats(), StepTimes(), answers)])
