@@ -336,8 +336,8 @@ class Runner:
         if key is None:
             return None
         in_front = key.decode_rows == plan.num_decode_rows  # real rows first, then the padding
-        whole = in_front and fused(key.rows, needs, key.prefill_tokens)
-        whole = whole and all(row.samples for row in plan.rows)
+        whole = in_front and all(row.samples for row in plan.rows)
+        whole = whole and fused(key.rows, needs, key.prefill_tokens)
         return self._best(key, needs if whole else None, context)
 
     def _best(self, key: GraphKey, needs: Needs | None, context: int) -> GraphKey:

@@ -82,8 +82,8 @@ FAULTS = (
     Fault(
         "captured: padding stands among the rows of a whole step",
         "engine/runner/runner.py",
-        "whole = in_front and all(",
-        "whole = all(",
+        "whole = in_front and all(row",
+        "whole = all(row",
         (RUNNER_GRAPHS + "padding_among_the_rows_keeps_a_short_step_apart",),
     ),
     Fault(

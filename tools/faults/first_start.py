@@ -142,8 +142,8 @@ FAULTS = (
     Fault(
         "a start: few rows stay two graphs where they could be one",
         "engine/runner/uncaptured.py",
-        "self._expected.get(whole, _PATIENCE)",
-        "self._expected.get(whole, 0)",
+        "self._expected.get(best, _PATIENCE)",
+        "self._expected.get(best, 0)",
         (
             "tests/engine/runner/test_runner_graphs.py",
             SPARE + "few_rows_are_two_graphs_until_they_are_captured_as_one",
