@@ -166,6 +166,9 @@ class Places:
         self._look(loop)
         try:
             await turn
+            if self._closed:  # since the place was given
+                self._leave()
+                raise errors.shutting_down()
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self._leave()

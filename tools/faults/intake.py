@@ -21,6 +21,13 @@ FAULTS = (
         (_TESTS + "who_is_cancelled_and_loses_the_place_too_is_cancelled",),
     ),
     Fault(
+        "intake: who gets a place as the server closes is waited for",
+        INTAKE,
+        "            if self._closed:  # since the place was given\n",
+        "            if False:\n",
+        (_TESTS + "who_gets_a_place_as_the_server_closes_is_refused",),
+    ),
+    Fault(
         "intake: a call without a key gets the handler of those with one",
         INTAKE,
         "        if refusal is not None:\n            return self._make(",

@@ -109,6 +109,31 @@ def test_who_is_cancelled_and_loses_the_place_too_is_cancelled() -> None:
     run(test)
 
 
+def test_who_gets_a_place_as_the_server_closes_is_refused() -> None:
+    async def test() -> None:
+        places, begun = Places(1), []
+
+        async def read(name: str) -> None:
+            async with places.place(name):
+                begun.append(name)
+                await asyncio.Event().wait()
+
+        first, second = (asyncio.create_task(read(name)) for name in "ab")
+        while not places.waiting:
+            await asyncio.sleep(0)
+        first.cancel()
+        while places.reading:
+            await asyncio.sleep(0)
+        assert places.waiting, "it has the place, and does not know it yet"
+        places.close()
+        while begun == ["a"] and not second.done():
+            await asyncio.sleep(0)
+        assert begun == ["a"] and await refused(second) == "DRAINING"
+        assert not places.reading and not places.waiting
+
+    run(test)
+
+
 def test_more_than_may_wait_are_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "MAX_WAITING", 1)
 
