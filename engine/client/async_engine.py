@@ -165,7 +165,9 @@ class AsyncEngine:
         info = await self._link.start(Receiver(self._deliver, self._on_death, report))
         self._limits = RequestLimits(info.max_model_len, info.block_size, info.num_blocks)
         seconds = seconds_awake(info.device) if self._link.own_process else 0.0
-        self._awake = Awake(loop.call_soon, seconds, lambda: self.others_work())
+        self._awake = Awake(
+            loop.call_soon, seconds, lambda: self.others_work(), self._pacer.forgive
+        )
         self._info = info
 
     async def stop(self) -> None:

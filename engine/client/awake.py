@@ -44,13 +44,16 @@ class Awake:
         call_soon: Callable[[Callable[[], None]], object],
         seconds: float,
         others_work: Callable[[], bool] = lambda: False,
+        on_rest: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """seconds: after the last stream's end; 0: it sleeps as it likes. others_work: whether
-        other threads of this process need the interpreter."""
+        other threads of this process need the interpreter. on_rest: the loop has stopped going
+        round, and has used the time since it began for that."""
         self._call_soon = call_soon
         self._seconds = seconds
         self._others_work = others_work
+        self._on_rest = on_rest
         self._clock = clock
         self._open = 0
         self._until = 0.0
@@ -76,6 +79,8 @@ class Awake:
         self.turning = self._wanted()
         if self.turning:
             self._call_soon(self._turn)
+        else:
+            self._on_rest()
 
     def _wanted(self) -> bool:
         if not self._seconds or self._open > FEW or self._others_work():

@@ -94,6 +94,11 @@ class Pacer:
         if not self._scheduled and (self._first or self._later):
             self._turn()
 
+    def forgive(self) -> None:
+        """What the loop has used until now was for nobody: it went round instead of sleeping."""
+        self._credit = BURST
+        self._wall_seen, self._cpu_seen = self._wall(), self._cpu()
+
     def _turn(self) -> None:
         """One slice; the next follows in the loop's next turn, or when there is credit again."""
         now = self._wall()

@@ -71,6 +71,13 @@ FAULTS = (
         (AWAKE + "it_sleeps_as_it_likes_while_many_are_open",),
     ),
     Fault(
+        "awake: a loop that has gone round owes its streams' readers the time",
+        "engine/client/awake.py",
+        "            self._on_rest()\n",
+        "            pass\n",
+        (AWAKE + "what_a_loop_that_goes_round_has_used_holds_up_no_words",),
+    ),
+    Fault(
         "awake: an idle engine sleeps at once",
         "engine/client/process_main.py",
         "        if wait:\n            self._poll_awhile()\n",

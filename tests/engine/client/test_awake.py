@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.paced_streams import Loop as PacedLoop
+from support.paced_streams import Stream
 from support.scripted_link import INFO, ScriptedLink
 
 from quire.engine.client import awake, wire
 from quire.engine.client.async_engine import AsyncEngine
 from quire.engine.client.awake import AWAKE, FEW, Awake, seconds_awake
+from quire.engine.client.pacing import PROCESS_SHARE
 from quire.engine.client.process_main import Channel
 from quire.engine.loop.commands import AskBlockMap
 from quire.engine.loop.stats import EngineInfo
@@ -26,7 +29,7 @@ class Loop:
         self.soon: list[Callable[[], None]] = []
         self.now = 100.0
         self.busy = False
-        self.awake = Awake(self.soon.append, 0.5, lambda: self.busy, lambda: self.now)
+        self.awake = Awake(self.soon.append, 0.5, lambda: self.busy, clock=lambda: self.now)
 
     def goes_round(self) -> bool:
         """One turn; whether there is another one at once."""
@@ -79,6 +82,33 @@ def test_it_leaves_the_interpreter_to_threads_that_read_prompts() -> None:
     loop.busy = False
     loop.awake.begin()
     assert loop.goes_round()
+
+
+def test_what_a_loop_that_goes_round_has_used_holds_up_no_words() -> None:
+    """Those of the fifth stream, with which it stops."""
+
+    def turn_soon(turn: Callable[[], None]) -> None:
+        def after_work() -> None:
+            loop.burn(1e-4)
+            turn()
+
+        loop.call_later(0.0, after_work)
+
+    loop = PacedLoop(cost=1e-4, share=PROCESS_SHARE)
+    goes_round = Awake(turn_soon, 0.02, on_rest=loop.pacer.forgive, clock=lambda: loop.now)
+    streams = [Stream(loop) for _ in range(FEW + 1)]
+    for _ in streams[1:]:
+        goes_round.begin()
+    loop.run_until(1.0)
+    assert goes_round.turning and loop.used > 0.99
+    goes_round.begin()
+    loop.run_until(1.01)
+    assert not goes_round.turning
+    for stream in streams:
+        stream.push()
+    loop.pacer.run()
+    loop.run_until(2.0)
+    assert max(stream.longest_wait for stream in streams) < len(streams) * loop.cost
 
 
 def test_a_machine_of_few_cores_and_a_cpu_that_computes_have_none_to_spare(
