@@ -162,12 +162,11 @@ class AsyncEngine:
         self._pacer = Pacer(loop.call_later, self._link.loop_share, self._new_calls.coming)
         self._died: asyncio.Future[str] = loop.create_future()
         report = progress or (lambda _stage, _share: None)
+        self._awake = Awake(loop.call_soon, lambda: self.others_work(), self._pacer.forgive)
         info = await self._link.start(Receiver(self._deliver, self._on_death, report))
         self._limits = RequestLimits(info.max_model_len, info.block_size, info.num_blocks)
-        seconds = seconds_awake(info.device) if self._link.own_process else 0.0
-        self._awake = Awake(
-            loop.call_soon, seconds, lambda: self.others_work(), self._pacer.forgive
-        )
+        if self._link.own_process:
+            self._awake.seconds = seconds_awake(info.device)
         self._info = info
 
     async def stop(self) -> None:
@@ -338,6 +337,8 @@ class AsyncEngine:
                     asked.set_result(answer)
             if batch.blocks:
                 self._hub.deliver(batch.blocks)
+        if any(batch.outputs for batch in batches):
+            self._awake.stay()
         idle = self._stats.running == self._stats.waiting == 0
         self._pacer.unbounded = idle or self._awake.turning
         self._pacer.run()

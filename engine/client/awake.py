@@ -5,8 +5,10 @@ the event loop five times until its first token. So while a few streams are open
 after the last, the loop goes round without sleeping. With more streams it seldom sleeps, and the
 core has better things to do. The engine's process does the same: see process_main.
 
-Invariant: nothing that another thread of this process does for a call waits for a loop that goes
-round: it would get the interpreter only where that is taken from the loop by force.
+Invariant: a loop whose streams are silent sleeps, however long they are open: their readers may
+have stalled, or the engine computes a very long prompt. Nothing that another thread of this process
+does for a call waits for a loop that goes round: it would get the interpreter only where that is
+taken from the loop by force.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 AWAKE = 0.02  # seconds without work: longer than the calls of one client are apart
+SILENT = 1.0  # seconds in which the engine tells no open stream anything: no hurry then
 FEW = 4  # streams: what their messages cost the loop leaves it half of a core
 _CORES = 4  # that this process may use, of which two are to spare
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container
@@ -42,16 +45,14 @@ class Awake:
     def __init__(
         self,
         call_soon: Callable[[Callable[[], None]], object],
-        seconds: float,
         others_work: Callable[[], bool] = lambda: False,
         on_rest: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """seconds: after the last stream's end; 0: it sleeps as it likes. others_work: whether
-        other threads of this process need the interpreter. on_rest: the loop has stopped going
-        round, and has used the time since it began for that."""
+        """others_work: whether other threads of this process need the interpreter. on_rest: the
+        loop has stopped going round, and has used the time since it began for that."""
+        self.seconds = 0.0  # after the last stream's end; 0: it sleeps as it likes
         self._call_soon = call_soon
-        self._seconds = seconds
         self._others_work = others_work
         self._on_rest = on_rest
         self._clock = clock
@@ -62,15 +63,18 @@ class Awake:
     def begin(self) -> None:
         """A stream is open."""
         self._open += 1
-        self._look()
+        self.stay()
 
     def end(self) -> None:
         """It has ended."""
         self._open -= 1
-        self._until = self._clock() + self._seconds
-        self._look()
+        self.stay()
 
-    def _look(self) -> None:
+    def stay(self) -> None:
+        """There is something for a stream, or will be soon."""
+        if not self.seconds:
+            return
+        self._until = self._clock() + (SILENT if self._open else self.seconds)
         if not self.turning and self._wanted():
             self.turning = True
             self._call_soon(self._turn)
@@ -83,6 +87,4 @@ class Awake:
             self._on_rest()
 
     def _wanted(self) -> bool:
-        if not self._seconds or self._open > FEW or self._others_work():
-            return False
-        return self._open > 0 or self._clock() < self._until
+        return self._open <= FEW and self._clock() < self._until and not self._others_work()

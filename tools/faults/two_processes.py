@@ -56,8 +56,8 @@ FAULTS = (
     Fault(
         "awake: the event loop takes the interpreter from threads that read prompts",
         "engine/client/awake.py",
-        "or self._open > FEW or self._others_work():",
-        "or self._open > FEW:",
+        " and not self._others_work()",
+        "",
         (
             AWAKE + "it_leaves_the_interpreter_to_threads_that_read_prompts",
             AWAKE + "a_loop_goes_round_where_no_thread_wants_its_interpreter",
@@ -76,6 +76,13 @@ FAULTS = (
         "            self._on_rest()\n",
         "            pass\n",
         (AWAKE + "what_a_loop_that_goes_round_has_used_holds_up_no_words",),
+    ),
+    Fault(
+        "awake: a loop goes round for as long as a reader has stalled",
+        "engine/client/awake.py",
+        "self._clock() < self._until and",
+        "(self._open or self._clock() < self._until) and",
+        (AWAKE + "a_loop_whose_streams_are_silent_sleeps",),
     ),
     Fault(
         "awake: an idle engine sleeps at once",

@@ -14,7 +14,7 @@ from support.scripted_link import INFO, ScriptedLink
 
 from quire.engine.client import awake, wire
 from quire.engine.client.async_engine import AsyncEngine
-from quire.engine.client.awake import AWAKE, FEW, Awake, seconds_awake
+from quire.engine.client.awake import AWAKE, FEW, SILENT, Awake, seconds_awake
 from quire.engine.client.pacing import PROCESS_SHARE
 from quire.engine.client.process_main import Channel
 from quire.engine.loop.commands import AskBlockMap
@@ -29,7 +29,8 @@ class Loop:
         self.soon: list[Callable[[], None]] = []
         self.now = 100.0
         self.busy = False
-        self.awake = Awake(self.soon.append, 0.5, lambda: self.busy, clock=lambda: self.now)
+        self.awake = Awake(self.soon.append, lambda: self.busy, clock=lambda: self.now)
+        self.awake.seconds = 0.5
 
     def goes_round(self) -> bool:
         """One turn; whether there is another one at once."""
@@ -44,7 +45,7 @@ def test_a_loop_goes_round_while_few_streams_are_open_and_a_moment_longer() -> N
     loop = Loop()
     assert not loop.goes_round()
     loop.awake.begin()
-    loop.now += 1000
+    loop.now += 0.9
     assert loop.goes_round() and loop.goes_round()
     loop.awake.end()
     loop.now += 0.4
@@ -55,6 +56,20 @@ def test_a_loop_goes_round_while_few_streams_are_open_and_a_moment_longer() -> N
     assert loop.goes_round(), "the moment counts from the last stream's end"
     loop.now += 0.2
     assert not loop.goes_round() and not loop.goes_round()
+
+
+def test_a_loop_whose_streams_are_silent_sleeps() -> None:
+    """As where nobody reads, or all wait for memory."""
+    loop = Loop()
+    loop.awake.begin()
+    for _ in range(3):
+        loop.now += SILENT * 0.9
+        assert loop.goes_round()
+        loop.awake.stay()
+    loop.now += SILENT * 1.1
+    assert not loop.goes_round()
+    loop.awake.stay()
+    assert loop.goes_round(), "there are words again"
 
 
 def test_it_sleeps_as_it_likes_while_many_are_open() -> None:
@@ -95,19 +110,20 @@ def test_what_a_loop_that_goes_round_has_used_holds_up_no_words() -> None:
         loop.call_later(0.0, after_work)
 
     loop = PacedLoop(cost=1e-4, share=PROCESS_SHARE)
-    goes_round = Awake(turn_soon, 0.02, on_rest=loop.pacer.forgive, clock=lambda: loop.now)
+    goes_round = Awake(turn_soon, on_rest=loop.pacer.forgive, clock=lambda: loop.now)
+    goes_round.seconds = AWAKE
     streams = [Stream(loop) for _ in range(FEW + 1)]
     for _ in streams[1:]:
         goes_round.begin()
-    loop.run_until(1.0)
-    assert goes_round.turning and loop.used > 0.99
+    loop.run_until(SILENT / 2)
+    assert goes_round.turning and loop.used > 0.4 * SILENT
     goes_round.begin()
-    loop.run_until(1.01)
+    loop.run_until(loop.now + 0.01)
     assert not goes_round.turning
     for stream in streams:
         stream.push()
     loop.pacer.run()
-    loop.run_until(2.0)
+    loop.run_until(loop.now + 1)
     assert max(stream.longest_wait for stream in streams) < len(streams) * loop.cost
 
 
@@ -119,7 +135,7 @@ def test_a_machine_of_few_cores_and_a_cpu_that_computes_have_none_to_spare(
         assert seconds_awake("cuda:0 NVIDIA H200") == seconds
         assert seconds_awake("cpu") == 0.0
     loop = Loop()
-    loop.awake = Awake(loop.soon.append, 0.0)
+    loop.awake = Awake(loop.soon.append)
     loop.awake.begin()
     assert not loop.goes_round()
 
@@ -168,7 +184,12 @@ def test_a_loop_goes_round_where_no_thread_wants_its_interpreter(
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         assert engine._awake.turning == turns
+        monkeypatch.setattr(awake, "SILENT", 60.0)
+        before = engine._awake._until
+        link.say([])
+        assert engine._awake._until == before
         link.say([Output(1, 0, token_ids=[5])])
+        assert (engine._awake._until > before + 50) == own_process
         assert [output.token_ids for output in await first] == [[5]]
         await stream.aclose()
         assert engine._awake._open == 0
