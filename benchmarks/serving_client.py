@@ -67,19 +67,18 @@ async def main() -> None:
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             job = json.loads(line)
             work = Work(**job["work"])
-            asks = work.asks()[job["share"] :: job["of"]]
-            messages = [request(ask, work.salt) for ask in asks]
+            asks, mine = work.asks(), range(job["share"], work.streams, job["of"])
+            rows = [asks[i :: work.streams] for i in mine]  # of each stream
+            messages = [[request(ask, work.salt) for ask in row] for row in rows]
             print(json.dumps({"ready": True}), flush=True)
             start = json.loads(await loop.run_in_executor(None, sys.stdin.readline))["start"]
             threads = ThreadTimes()
             await asyncio.sleep(start - time.monotonic() - TIMER)
             while time.monotonic() < start:
                 pass
-            count = len(messages) // work.turns
-            streams = (stream(stub, messages[i::count]) for i in range(count))
-            calls = [got for told in await asyncio.gather(*streams) for got in told]
-            wanted = sorted(ask.max_tokens for ask in asks)
-            if sorted(got["tokens"] for got in calls) != wanted:
+            told = await asyncio.gather(*(stream(stub, row) for row in messages))
+            calls = [got for row in told for got in row]
+            if [got["tokens"] for got in calls] != [ask.max_tokens for row in rows for ask in row]:
                 raise RuntimeError("other numbers of tokens came than were asked for")
             print(json.dumps({"calls": calls, "cpu": threads.shares()}), flush=True)
 
