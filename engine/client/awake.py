@@ -6,9 +6,8 @@ after the last, the loop goes round without sleeping. With more streams it seldo
 core has better things to do. The engine's process does the same: see process_main.
 
 Invariant: a loop whose streams are silent sleeps, however long they are open: their readers may
-have stalled, or the engine computes a very long prompt. Nothing that another thread of this process
-does for a call waits for a loop that goes round: it would get the interpreter only where that is
-taken from the loop by force.
+have stalled, or the engine computes a very long prompt. No thread that reads a prompt waits for a
+loop that goes round: it would get the interpreter only where that is taken from the loop by force.
 """
 
 import contextlib
