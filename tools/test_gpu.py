@@ -103,7 +103,7 @@ def run_share(
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", MARKS, f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-v", "-m", MARKS, f"--junitxml={report}"]
         command += [*(["-k", words] if words else []), *tests]
         try:
             run = subprocess.run(
@@ -115,7 +115,8 @@ def run_share(
                 timeout=seconds,
                 check=False,
             )
-            code, said = run.returncode, run.stdout + run.stderr
+            half = _MAX_OF_A_MESSAGE // 2  # where it crashed: in which test, and how
+            code, said = run.returncode, run.stdout[-half:] + run.stderr[:half]
         except subprocess.TimeoutExpired as error:
             code, said = -1, f"stopped after {seconds} s\n{_text(error.stdout)}"
         if report.exists():

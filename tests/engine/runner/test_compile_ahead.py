@@ -433,6 +433,7 @@ def test_what_is_compiled_ahead_is_what_an_engine_launches(tmp_path: Path) -> No
             "max_num_seqs": max_num_seqs,
             "max_num_batched_tokens": 512,
             "max_model_len": 8192,
+            "num_blocks": 256,  # or it would take the card from all tests beside it
         }
         orders = dataclasses.replace(ORDERS, options=options)
         assert "missed []" in run_python(["-c", ENGINE], orders, tmp_path / str(max_num_seqs))
