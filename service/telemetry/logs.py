@@ -31,6 +31,7 @@ FLUSH_SECONDS = 0.5  # that standard error gets at the end
 MAX_RECORDS = 10_000
 MAX_CHARACTERS = 16 << 20  # of the values in the queue
 _GRPC = "grpc._cython.cygrpc"  # its logger
+_WRITES_TO_NOBODY = "ExecuteBatchError"  # of gRPC's core; also what a call that has ended was sent
 _RECORD = 256  # characters that a record counts beside its values
 _BATCH = 1000  # records written at once
 _LOOKS = 10  # within the time of a flush
@@ -230,14 +231,17 @@ def set_up(log_format: str, level: str) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("quire").setLevel(level.upper())
     logging.captureWarnings(True)
-    logging.getLogger(_GRPC).addFilter(_is_no_strangers_bytes)
+    logging.getLogger(_GRPC).addFilter(is_no_strangers_doing)
     _terminal = sys.stderr if log_format == "text" and sys.stderr.isatty() else None
     sys.stderr = Lines()
 
 
-def _is_no_strangers_bytes(record: logging.LogRecord) -> bool:
-    """gRPC writes a trace for each value of metadata that is no text: any number a call."""
-    return not str(record.msg).startswith("Invalid encoding")
+def is_no_strangers_doing(record: logging.LogRecord) -> bool:
+    """gRPC writes a trace for each value of metadata that is no text, any number a call; and an
+    error with its trace for each client that leaves while an answer waits to be written."""
+    kind = record.exc_info[0] if record.exc_info else None
+    left = kind is not None and kind.__name__ == _WRITES_TO_NOBODY
+    return not (left or str(record.msg).startswith("Invalid encoding"))
 
 
 def terminal() -> TextIO:

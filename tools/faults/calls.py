@@ -207,6 +207,13 @@ SENDING = (
         "    return 1 if plain else len(",
         (ENDS + "a_refusal_fits_the_limit_of_trailers_however_many_faults_it_tells",),
     ),
+    Fault(
+        "quire: a client that leaves in the middle of an answer is an error in the log",
+        "service/telemetry/logs.py",
+        "    return not (left or ",
+        "    return not (",
+        (ENDS + "who_leaves_while_an_answer_is_written_is_no_error_of_the_server",),
+    ),
 )
 
 FAULTS = (*LETTING_IN, *WORK, *TEXT, *SENDING)

@@ -1,6 +1,7 @@
 """What ends a call, what it is sent, and how it is refused."""
 
 import base64
+import logging
 import urllib.parse
 from typing import Any
 
@@ -17,6 +18,7 @@ from quire.service import errors
 from quire.service.errors import Violation
 from quire.service.rpc.responses import CallOutput
 from quire.service.rpc.write_watch import WriteWatch
+from quire.service.telemetry import logs
 from quire.service.telemetry.counters import Ledger
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -184,6 +186,27 @@ def test_who_does_not_read_is_charged_for_what_was_sampled() -> None:
             assert account.tokens.level(1000.0) == 10_000 - 3 - LONG["max_tokens"]
 
     run(test)
+
+
+def test_who_leaves_while_an_answer_is_written_is_no_error_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        async with serving() as running, narrow(running) as channel:
+            call = await unread(running, channel)
+            call.cancel()
+            await until(lambda: not running.server._admission._open)
+            ledger = running.server.ledger
+            await until(lambda: ledger.rpcs["Generate", "CANCELLED"] == 1)
+            assert (await generate(running, ask([300]))).code is grpc.StatusCode.OK
+
+    grpcs = logging.getLogger("grpc._cython.cygrpc")
+    grpcs.addFilter(logs.is_no_strangers_doing)
+    try:
+        run(test)
+    finally:
+        grpcs.removeFilter(logs.is_no_strangers_doing)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_calls_that_are_served_and_not_read_take_places() -> None:
