@@ -69,14 +69,14 @@ def read_conversation(body: Fields, chat: pb.Chat) -> dict[str, str]:
 
 def _template_kwargs(body: Fields) -> tuple[str, dict[str, str]]:
     """As JSON text, with what reasoning_effort means to a template; and under which name it was
-    given. `medium` is what is meant without it."""
+    given."""
     kwargs = body.mapping("chat_template_kwargs")
     effort = body.text("reasoning_effort")
     given: dict[str, str] = {}
     key, value = ("enable_thinking", False) if effort == "none" else (_EFFORT, effort)
     if effort is not None and key in kwargs:
         body.fault(_EFFORT, effort, f"excludes chat_template_kwargs.{key}: give one of the two")
-    if effort is not None and effort != "medium":
+    if effort is not None:
         kwargs = {**kwargs, key: value}
         given[f"chat.chat_template_kwargs.{key}"] = _EFFORT
     return large_json.dumps(kwargs, ensure_ascii=False) if kwargs else "", given

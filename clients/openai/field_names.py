@@ -34,8 +34,9 @@ _IN_WORDS = (  # what the contract's words name, and a body has otherwise or not
     ("(Embed)", "(/v1/embeddings)"),
 )
 _EFFORT = (
-    " (medium is as if unset, none is chat_template_kwargs.enable_thinking = false, others are for "
-    "templates that know reasoning_effort)"
+    " (medium is as if unset where a template knows no effort, none is "
+    "chat_template_kwargs.enable_thinking = false, others are for templates that know "
+    "reasoning_effort)"
 )
 _PRIORITY = " (in the contract's sense, where higher runs first: here turn the sign)"
 

@@ -25,6 +25,7 @@ from quire.service.text.workers import NotWanted
 _END_MARK = "QUIRE-END-OF-MESSAGE-"
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
 _JUDGED = ("name", "tool_calls", "reasoning_content")  # ids of calls are checked against the calls
+_USUAL_EFFORT = ("reasoning_effort", "medium")  # what a template that knows no effort does
 _NO_LIMITS = RenderLimits()
 _MAX_SOURCE = 1 << 18  # characters of all of a model's templates: a compiler takes seconds for them
 
@@ -194,11 +195,11 @@ class ChatTemplate:
     def _refuse_unknown(self, chat: Conversation, compiled: _Compiled) -> None:
         if chat.tools and not compiled.traits.shows_tools:
             raise TemplateRefusal("chat.tools", "the model's chat template has no tools")
-        for key in chat.chat_template_kwargs:
+        for key, value in chat.chat_template_kwargs.items():
             where = f"chat.chat_template_kwargs.{key}"
             if key in _RESERVED or key in self._tokens or key in compiled.environment.globals:
                 raise TemplateRefusal(where, "is set by the server and cannot be given")
-            if key not in compiled.traits.variables:
+            if key not in compiled.traits.variables and (key, value) != _USUAL_EFFORT:
                 raise TemplateRefusal(where, "the model's chat template does not mention it")
 
 

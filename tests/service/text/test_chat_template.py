@@ -178,3 +178,20 @@ def test_a_template_can_do_no_harm(source: str) -> None:
 def test_a_broken_template_is_refused_when_it_is_loaded() -> None:
     with pytest.raises(ModelError, match="chat template"):
         ChatTemplate("{% for %}", {})
+
+
+def test_a_variable_that_a_template_does_not_mention_is_refused_but_the_usual_effort() -> None:
+    """Medium is what a template that knows no effort does; one that does is told of it too."""
+
+    def told(source: str, **kwargs: Any) -> str:
+        chat = Conversation(({"role": "user", "content": "x"},), chat_template_kwargs=kwargs)
+        return ChatTemplate(source, {}).render(chat)
+
+    effort = "{{ reasoning_effort or 'high' }}"
+    plain = "{{ messages[0].content }}"
+    assert told(plain, reasoning_effort="medium") == told(plain) == "x"
+    assert told(plain + effort) == "xhigh"
+    assert told(plain + effort, reasoning_effort="medium") == "xmedium"
+    for kwargs in ({"reasoning_effort": "low"}, {"reasoning_effort": None}, {"effort": "medium"}):
+        with pytest.raises(TemplateRefusal, match="does not mention it"):
+            told(plain, **kwargs)
