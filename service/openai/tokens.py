@@ -16,7 +16,6 @@ from quire.service.rpc.call_admission import Malformed
 from quire.service.rpc.servicer import InferenceServicer
 
 _SERVICE = "/quire.v1.InferenceService/"
-_NAMES = {"Tokenize": Names(), "Detokenize": Names({"token_ids": "tokens"})}
 T = TypeVar("T")
 
 
@@ -40,19 +39,22 @@ class Tokens:
         told = await self._told(request, "Detokenize", read_detokenize)
         return JSONResponse({"prompt": told.text})
 
-    async def _told(self, request: Request, method: str, read: Callable[[Any], T]) -> Any:
-        def checked(values: dict[str, Any]) -> T:
-            parsed = read(values)
+    async def _told(
+        self, request: Request, method: str, read: Callable[[Any], tuple[T, Names]]
+    ) -> Any:
+        def checked(values: dict[str, Any]) -> tuple[T, Names]:
+            told = read(values)
             model = values.get("model")
             if model and model != self._model:
                 raise errors.unknown_model(model, self._model)
-            return parsed
+            return told
 
         parsed = await self._reader.read(request, _SERVICE + method, checked)
+        message, names = (parsed, None) if isinstance(parsed, Malformed) else parsed
         try:
             call = getattr(self._servicer, method)
-            return await call(parsed, cast(Any, request.scope["context"]))
+            return await call(message, cast(Any, request.scope["context"]))
         except Refusal as refusal:
-            if isinstance(parsed, Malformed):
+            if names is None:
                 raise
-            raise translated(refusal, _NAMES[method]) from None
+            raise translated(refusal, names) from None

@@ -201,6 +201,7 @@ def test_tokenize_is_the_call_of_that_name() -> None:
             for path, field, body in (
                 ("/tokenize", "prompt", {}),
                 ("/tokenize", "messages[0].role", {"messages": [{"role": "x", "content": "y"}]}),
+                ("/tokenize", "reasoning_effort", {"messages": HELLO, "reasoning_effort": "low"}),
                 ("/detokenize", "tokens", {}),
                 ("/detokenize", "tokens[1]", {"tokens": [1, 5000]}),
                 ("/detokenize", "wit", {"tokens": [1], "wit": 1}),
@@ -211,7 +212,7 @@ def test_tokenize_is_the_call_of_that_name() -> None:
             with pytest.raises(openai.NotFoundError):
                 await asked("/tokenize", model="another", prompt="a")
             told = running.server.ledger.rpcs
-            assert (told["Tokenize", "OK"], told["Tokenize", "INVALID_ARGUMENT"]) == (1, 2)
+            assert (told["Tokenize", "OK"], told["Tokenize", "INVALID_ARGUMENT"]) == (1, 3)
             assert (told["Tokenize", "NOT_FOUND"], told["Detokenize", "INVALID_ARGUMENT"]) == (1, 3)
 
     run(test)
