@@ -14,8 +14,16 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from json.decoder import WHITESPACE, JSONArray, scanstring  # type: ignore[attr-defined]
-from json.scanner import py_make_scanner  # type: ignore[attr-defined]
+from json.scanner import NUMBER_RE, py_make_scanner  # type: ignore[attr-defined]
+from types import FunctionType
 from typing import Any, NoReturn
+
+# The library's scanner in Python, whose numbers may have any script's digits, where those of its
+# scanner in C have ten.
+_TEN_DIGITS = re.compile(NUMBER_RE.pattern, NUMBER_RE.flags & ~re.UNICODE | re.ASCII)
+_make_scanner = FunctionType(
+    py_make_scanner.__code__, {**py_make_scanner.__globals__, "NUMBER_RE": _TEN_DIGITS}
+)
 
 LARGE = 32 << 10  # characters of a text
 MAX_DEPTH = 256  # objects and lists in one another, of a large text
@@ -102,7 +110,7 @@ class _ByValue(json.JSONDecoder):
         self._depth = self._parts = 0
         self.parse_object = self._object
         self.parse_array = self._array
-        self.scan_once = py_make_scanner(self)
+        self.scan_once = _make_scanner(self)
 
     def _begin(self) -> None:
         self._depth += 1

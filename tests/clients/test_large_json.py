@@ -67,10 +67,11 @@ def test_what_is_written_and_read_is_what_json_does(value: Any, ascii_only: bool
         "[1, 2, -]",
         "[1, 2",
         "[1, 2,",
+        *(f"[{number}]" for number in ("1٢", "1.٢", "1.5٢", "1e٢", "1e+٢", "-1२", "٢", "1２")),
     ],
 )
 def test_what_is_refused_is_refused_with_the_same_words(text: str) -> None:
-    for whole in (text, text + FAR, "[" * LARGE + text, "1" * LARGE + text):
+    for whole in (text, text + FAR, " " * LARGE + text, "[" * LARGE + text, "1" * LARGE + text):
         assert outcome(lambda: large_json.loads(whole)) == outcome(lambda: json.loads(whole))  # noqa: B023
 
 
