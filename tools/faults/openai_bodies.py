@@ -148,9 +148,33 @@ FAULTS = (
     Fault(
         "openai bodies: no effort is as if unset",
         "clients/openai/chat.py",
-        'effort != "medium"',
-        'effort not in ("medium", "none")',
+        "    if effort is not None:\n",
+        "    if effort is not None and value:\n",
         (OTHERS + "an_effort_is_what_a_template_can_make_of_it",),
+    ),
+    Fault(
+        "openai bodies: a template that knows efforts is not told of the usual one",
+        "clients/openai/chat.py",
+        "    if effort is not None:\n",
+        '    if effort not in (None, "medium"):\n',
+        (OTHERS + "an_effort_is_what_a_template_can_make_of_it",),
+    ),
+    Fault(
+        "openai bodies: a template that knows no effort refuses the usual one",
+        "service/text/chat_template.py",
+        " and (key, value) != _USUAL_EFFORT:",
+        ":",
+        (
+            "tests/service/text/test_chat_template.py"
+            "::test_a_variable_that_a_template_does_not_mention_is_refused_but_the_usual_effort",
+        ),
+    ),
+    Fault(
+        "openai bodies: digits of any script are digits where a body is large",
+        "clients/large_json.py",
+        "        self.scan_once = _make_scanner(self)\n",
+        "        self.scan_once = py_make_scanner(self)\n",
+        ("tests/clients/test_large_json.py::test_what_is_refused_is_refused_with_the_same_words",),
     ),
     Fault(
         "openai bodies: a prompt that is too long is a fault like any other",
