@@ -1,7 +1,7 @@
 """The products of a model, and kernels that may be the fastest for each (see tune_linear.py)."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,8 +115,8 @@ def _tiles(rows: int) -> Iterator[Skinny]:
         yield Skinny(128, 256, 64, swap=False, stages=3, warps=8)
 
 
-def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
-    for tile in _tiles(rows):
+def _skinnies(product: Product, rows: int, pdl: bool, tiles: Iterable[Skinny]) -> Iterator[Variant]:
+    for tile in tiles:
         columns = tile.block_n * tile.tiles
         if tile.stages * tile.stage_bytes > HOPPER_SHARED:
             continue
@@ -135,9 +135,12 @@ def _skinnies(product: Product, rows: int, pdl: bool) -> Iterator[Variant]:
                     yield dataclasses.replace(fused, prefetch=True)
 
 
-def candidates(product: Product, rows: int, pdl: bool) -> list[Variant]:
-    """The library first: others must beat it."""
+def candidates(
+    product: Product, rows: int, pdl: bool, more: Sequence[Skinny] = ()
+) -> list[Variant]:
+    """The library first: others must beat it. more: tiles beside those that are always tried."""
     libraries = [Library()]
     if product.residual and rows > 64:
         libraries += [Library(split) for split in (2, 3, 4) if product.k % (split * 64) == 0]
-    return [*libraries, *gemvs(product, rows), *_skinnies(product, rows, pdl)]
+    tiles = dict.fromkeys((*_tiles(rows), *more))
+    return [*libraries, *gemvs(product, rows), *_skinnies(product, rows, pdl, tiles)]

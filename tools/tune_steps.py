@@ -8,7 +8,6 @@ an engine's own steps: a prompt of so many tokens, and as many rows of one token
 makes their times, added up, shortest; the fast mode may take any order of sums.
 """
 
-import dataclasses
 import json
 import statistics
 import sys
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import torch
 from common import machine, precompile, replay_us, versions
 from engines import QuireEngine
-from linear_candidates import SPLITS, Product, candidates, products
+from linear_candidates import Product, candidates, products
 from tune_exact import FAST, Bench
 from tune_linear import SHAPES, tensors_of
 
@@ -32,7 +31,6 @@ from quire.engine.runner.graphs import GraphKey
 from quire.kernels import support
 from quire.kernels.linear import tuning
 from quire.kernels.linear.tuning import Library, Skinny, Variant
-from quire.kernels.support import HOPPER_SHARED
 
 MARGIN = 0.998  # of the time so far, that another has to beat
 LIKELY = 5  # candidates that are tried again in later rounds
@@ -52,18 +50,14 @@ Chosen = dict[tuple[int, int], Variant]  # by a weight's shape
 def tried(product: Product, rows: int) -> list[Variant]:
     """A product's candidates at so many rows."""
     least, most = _PROGRAMS
-    lower = [dataclasses.replace(tile, split=split) for tile in _LOWER for split in SPLITS]
-    found: dict[Variant, None] = {}
-    for variant in (*candidates(product, rows, True), *lower):
+    found: list[Variant] = []
+    for variant in candidates(product, rows, True, _LOWER):
         if isinstance(variant, Skinny):
             tiles = -(-product.n // (variant.block_n * variant.tiles)) * -(-rows // variant.block_m)
-            fits = variant.stages * variant.stage_bytes <= HOPPER_SHARED
-            deep = product.k >= variant.split * 2 * variant.block_k
-            wide = least <= tiles * variant.split <= most
-            if not (fits and deep and wide) or variant.fuse_norm:
+            if variant.fuse_norm or not least <= tiles * variant.split <= most:
                 continue
-        found[variant] = None
-    return list(found)
+        found.append(variant)
+    return found
 
 
 def compilations(shape: str, rows: int) -> list[Callable[[], object]]:
@@ -156,8 +150,8 @@ def main() -> None:
     faults = precompile(calls, options.processes)
     print(f"{len(calls)} kernels, {len(faults)} failed", *faults[:3], flush=True)
     card = support.card_name(torch.device("cuda"))
-    path = options.out or tuning.TABLES / f"{card.split()[1].lower()}.json"
-    table = json.loads((path if path.exists() else tuning.TABLES / path.name).read_text())
+    path = tuning.TABLES / f"{card.split()[1].lower()}.json"
+    table = json.loads(path.read_text())
     entries = {(entry["n"], entry["k"]): entry for entry in table["shapes"]}
     for shape in options.shape:
         engine = QuireEngine(f"random:{shape}", num_blocks=2048)
@@ -169,7 +163,7 @@ def main() -> None:
                 entry["rows"][str(rows)] = tuning.to_json(variant)
                 entry["us"][str(rows)] = round(us or entry["us"][str(rows)], 2)
             table["measured_on"] = {"machine": machine(), "versions": versions()}
-            path.write_text(json.dumps(table, indent=1) + "\n")
+            (options.out or path).write_text(json.dumps(table, indent=1) + "\n")
         del engine
 
 

@@ -73,10 +73,10 @@ def _template_kwargs(body: Fields) -> tuple[str, dict[str, str]]:
     kwargs = body.mapping("chat_template_kwargs")
     effort = body.text("reasoning_effort")
     given: dict[str, str] = {}
-    key, value = ("enable_thinking", False) if effort == "none" else (_EFFORT, effort)
-    if effort is not None and key in kwargs:
-        body.fault(_EFFORT, effort, f"excludes chat_template_kwargs.{key}: give one of the two")
     if effort is not None:
+        key, value = ("enable_thinking", False) if effort == "none" else (_EFFORT, effort)
+        if key in kwargs:
+            body.fault(_EFFORT, effort, f"excludes chat_template_kwargs.{key}: give one of the two")
         kwargs = {**kwargs, key: value}
         given[f"chat.chat_template_kwargs.{key}"] = _EFFORT
     return large_json.dumps(kwargs, ensure_ascii=False) if kwargs else "", given

@@ -138,7 +138,7 @@ class AsyncEngine:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self.others_work: Callable[[], bool] = lambda: False  # on threads of this interpreter
+        self.others_work: Callable[[], bool] = lambda: False  # on threads; set before the start
         self._streams: dict[int, _Stream] = {}
         self._keys = itertools.count(1)
         self._stats = EngineStats()
@@ -162,7 +162,7 @@ class AsyncEngine:
         self._pacer = Pacer(loop.call_later, self._link.loop_share, self._new_calls.coming)
         self._died: asyncio.Future[str] = loop.create_future()
         report = progress or (lambda _stage, _share: None)
-        self._awake = Awake(loop.call_soon, lambda: self.others_work(), self._pacer.forgive)
+        self._awake = Awake(loop.call_soon, self.others_work, self._pacer.forgive)
         info = await self._link.start(Receiver(self._deliver, self._on_death, report))
         self._limits = RequestLimits(info.max_model_len, info.block_size, info.num_blocks)
         if self._link.own_process:

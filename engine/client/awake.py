@@ -11,10 +11,11 @@ loop that goes round: it would get the interpreter only where that is taken from
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from quire.engine.cores import usable
 
 AWAKE = 0.02  # seconds without work: longer than the calls of one client are apart
 SILENT = 1.0  # seconds in which the engine tells no open stream anything: no hurry then
@@ -30,8 +31,7 @@ def seconds_awake(device: str) -> float:
 
 def cores(quota: Path = _QUOTA) -> float:
     """How many cores this process may use. quota: a file of control groups, if there is one."""
-    known = hasattr(os, "sched_getaffinity")
-    count: float = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    count: float = usable()
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # none, or "max"
         used, period = map(int, quota.read_text().split())
         count = min(count, used / period)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quire.engine import lifeline
+from quire.engine import cores, lifeline
 
 Worker = subprocess.Popen[str]
 WORKER = (sys.executable, "-P", "-m", "quire.engine.runner.compile_main")
@@ -59,8 +59,7 @@ def _home() -> Path:
 
 def default_processes() -> int:
     """As many as there are cores for this process, up to a limit."""
-    known = hasattr(os, "sched_getaffinity")
-    return min(len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1, MAX_PROCESSES)
+    return min(cores.usable(), MAX_PROCESSES)
 
 
 def forked(work: Callable[[], None]) -> int:

@@ -144,8 +144,8 @@ class GraphSizes:
         for key in prompts:
             assert key is not None
             whole = [needs for needs in _KINDS if fused(key.rows, needs, key.prefill_tokens)]
+            contexts = (bound, self._short_context)
             for needs in (None, *whole):
-                contexts = (bound, self._short_context)
                 keys += dict.fromkeys(self.best(key, needs, context) for context in contexts)
         for rows in reversed(self.decode_rows):
             whole = [needs for needs in _KINDS if fused(rows, needs)]

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from quire.service.admission.counts import Counts, add
 from quire.service.admission.start_rate import StartRate
 from quire.service.errors import (
     Refusal,
@@ -41,18 +42,6 @@ _MIN_RETRY, _MAX_RETRY = 0.1, 30.0
 _UNKNOWN_RETRY = 1.0  # clients try two or three times: at 0.1 s they would soon have given up
 _SHED_RETRY = 1.0  # seconds, at least, while a standing queue is reduced
 _STALLED = 0.5  # seconds: a call that waited this long waits for memory, even if slots are free
-
-
-Counts = dict[str, int]  # of clients, none of them 0
-
-
-def _add(counts: Counts, client: str, n: int) -> None:
-    """Count more of a client, or less."""
-    count = counts.get(client, 0) + n
-    if count:
-        counts[client] = count
-    else:
-        counts.pop(client, None)
 
 
 def _level(priority: int, resumes: bool) -> int:
@@ -173,8 +162,8 @@ class Admission:
         place = Place(self, client, level, n, 0, now)
         self.waiting += n
         self._open += n
-        _add(self._held, client, n)
-        _add(self._queues.setdefault(level, {}), client, n)
+        add(self._held, client, n)
+        add(self._queues.setdefault(level, {}), client, n)
         if tokens is not None:
             self._line_up(place, tokens)
         self._note(free, now)
@@ -335,7 +324,7 @@ class Admission:
         self.waiting_tokens -= place.tokens
         place.tokens = 0
         self._open -= n
-        _add(self._held, place.client, -n)
+        add(self._held, place.client, -n)
         if place.started_at is not None:
             for _ in range(n - unstarted):
                 self._rate.ended(now - place.started_at)
@@ -344,7 +333,7 @@ class Admission:
     def _unqueue(self, place: Place, count: int) -> None:
         self.waiting -= count
         queue = self._queues[place.level]
-        _add(queue, place.client, -count)
+        add(queue, place.client, -count)
         if not queue:
             del self._queues[place.level]
         if not place._left:

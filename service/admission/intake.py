@@ -25,6 +25,7 @@ import grpc
 
 from quire.service import errors
 from quire.service.admission import oversize
+from quire.service.admission.counts import Counts, add
 from quire.service.errors import Refusal
 
 BODY_SECONDS = 30.0
@@ -95,7 +96,7 @@ class Places:
         self._reading: dict[Reading, None] = {}  # the oldest first
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap; some have ended
         self._turns: dict[str, dict[asyncio.Future[None], None]] = {}  # that wait, by connection
-        self._held: dict[str, int] = {}  # places of each connection that has any
+        self._held: Counts = {}  # places of each connection
         self._live = 0  # turns that wait
         self._slow: OrderedDict[str, int] = OrderedDict()
         self._order = itertools.count()
@@ -128,7 +129,7 @@ class Places:
 
     def _begin(self, reading: Reading, loop: asyncio.AbstractEventLoop) -> None:
         self._reading[reading] = None
-        self._held[reading.connection] = self._held.get(reading.connection, 0) + 1
+        add(self._held, reading.connection, 1)
         if self._overdue is None:
             self._overdue = loop.call_later(BODY_SECONDS, self._end_overdue, loop)
 
@@ -144,9 +145,7 @@ class Places:
 
     def _end(self, reading: Reading) -> None:
         del self._reading[reading]
-        held = self._held.pop(reading.connection) - 1
-        if held:
-            self._held[reading.connection] = held
+        add(self._held, reading.connection, -1)
         self._leave()
 
     async def _turn(self, connection: str, loop: asyncio.AbstractEventLoop) -> None:

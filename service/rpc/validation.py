@@ -6,7 +6,6 @@ reported together.
 """
 
 import dataclasses
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -163,7 +162,7 @@ class Validator:
             cache_salt=effective_salt(tenant, given.get("cache_salt", "")),
             resume_token_ids=tuple(given.get("resume_token_ids", ())),
             client=client,
-            constraint=self._constraint(request, given, thinking),
+            constraint=self._constraint(request, thinking),
             user=given.get("user", ""),
             prompt_logprobs=prompt_logprobs_of(given, len(prompt)),
         )
@@ -179,14 +178,12 @@ class Validator:
             reading_of(request, self._model.family, thinking),
         )
         check_wanted(wanted)
-        request_id = given.get("request_id") or os.urandom(16).hex()
+        request_id = given.get("request_id") or secrets.token_hex(16)
         return Accepted(request_id, generation, options, self._resume(generation, options))
 
-    def _constraint(
-        self, request: pb.GenerateRequest, given: Mapping[str, Any], thinking: Thinking
-    ) -> Constraint | None:
+    def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
         """The request's constraint, or the one that makes its tool calls valid. Raises Refusal."""
-        if "chat" not in given:  # no template has opened a turn: it begins at once
+        if not request.HasField("chat"):  # no template has opened a turn: it begins at once
             return constraints.constraint_of(request, Thinking.NONE)
         made = tool_constraint.constraint_of(
             request.chat, self._model.family, self.constraints, thinking

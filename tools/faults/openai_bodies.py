@@ -149,7 +149,7 @@ FAULTS = (
         "openai bodies: no effort is as if unset",
         "clients/openai/chat.py",
         "    if effort is not None:\n",
-        "    if effort is not None and value:\n",
+        '    if effort not in (None, "none"):\n',
         (OTHERS + "an_effort_is_what_a_template_can_make_of_it",),
     ),
     Fault(

@@ -178,8 +178,8 @@ def test_a_loop_goes_round_where_no_thread_wants_its_interpreter(
 
     async def run() -> None:
         engine = AsyncEngine(link := Link(own_process=own_process))
-        await engine.start()
         engine.others_work = lambda: reading
+        await engine.start()
         stream = engine.generate(GenerationRequest(1, (1,), SamplingParams(max_tokens=2)))
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
