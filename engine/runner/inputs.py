@@ -6,7 +6,7 @@ the slots; the host sends which slots take part and the prompt tokens that the d
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from quire.engine.model.forward_batch import ForwardBatch
 from quire.engine.runner.compute_prompt_logprobs import stage_prompt_logprobs
 from quire.engine.runner.pooling import stage_pooled
 from quire.engine.runner.slots import SlotState
-from quire.engine.runner.staging import Staging
+from quire.engine.runner.staging import Record, Staging
 from quire.engine.scheduling.plan import PlanRow, StepPlan
 from quire.kernels.ops import Ops
 
@@ -141,14 +141,24 @@ def stage_rows(
     """Stage the rows for upload: slots and lengths [R], packed tokens [T], the rows whose last
     hidden states are wanted, and those that sample [L]."""
     starts = list(accumulate(lens, initial=0))
-    staging.put_ints("row_slots", row_slots)
-    staging.put_ints("query_lens", lens)
-    staging.put_ints("sampled_rows", sampled, "q")
-    staging.put_ints("query_start_loc", starts)
-    staging.put_ints("logits_rows", [starts[row + 1] - 1 for row in ends], "q")
+    lasts = [starts[row + 1] - 1 for row in ends]
     first = starts[decode_rows]
-    staging.put_ints("prefill_start_loc", [start - first for start in starts[decode_rows:]])
+    longer = [start - first for start in starts[decode_rows:]]
+    record = _rows_record(len(row_slots), len(sampled), len(lasts), len(longer))
+    staging.put_record(record, (*row_slots, *lens, *sampled, *starts, *lasts, *longer))
     staging.put_bytes("token_ids", tokens, torch.int32, (starts[-1],))
+
+
+@lru_cache(maxsize=1024)
+def _rows_record(rows: int, sampled: int, lasts: int, longer: int) -> Record:
+    return Record(
+        ("row_slots", f"{rows}i", (rows,)),
+        ("query_lens", f"{rows}i", (rows,)),
+        ("sampled_rows", f"{sampled}q", (sampled,)),
+        ("query_start_loc", f"{rows + 1}i", (rows + 1,)),
+        ("logits_rows", f"{lasts}q", (lasts,)),
+        ("prefill_start_loc", f"{longer}i", (longer,)),
+    )
 
 
 def _sampled_rows(plan: StepPlan, shape: MixedShape) -> list[int]:

@@ -261,18 +261,19 @@ class Runner:
 
     def _run(self, key: Key) -> Done:
         """Run a key's step, replayed or eagerly. Captured without a run once all is compiled."""
-        graphs, step = self._graphs, self._step_of(key)
-        new = graphs is not None and key not in graphs
+        graphs = self._graphs
+        done = None if graphs is None else graphs.replay(key)
+        new = done is None and graphs is not None and key not in graphs
         at_once = new and self._uncaptured.at_once(key, compiled=self._warm)
         if graphs is not None and at_once and self._warm:
             graphs.capture(key, *self._parts_of(key), ran=False)
-        done = None if graphs is None else graphs.replay(key)
+            done = graphs.replay(key)
         if isinstance(key, GraphKey):
             self.counters.graph_steps += done is not None
             self.counters.eager_steps += done is None
         if done is not None:
             return done
-        done = step()
+        done = self._step_of(key)()
         if graphs is not None and at_once and key not in graphs:
             graphs.capture(key, *self._parts_of(key))
         elif new:

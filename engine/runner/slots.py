@@ -8,6 +8,7 @@ null block, and it never advances.
 
 import struct
 from collections.abc import Iterable
+from functools import cache
 from itertools import chain
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from quire.engine.request import MAX_ENDING_IDS
 from quire.engine.runner.masks import MaskTable
-from quire.engine.runner.staging import Staging
+from quire.engine.runner.staging import Record, Staging
 from quire.engine.scheduling.plan import Admission, BlockUpdate
 
 # Between these, logits divided by the temperature are finite and distinct. Below, the best is taken
@@ -60,6 +61,7 @@ class SlotState:
         self.repetition.fill_(1.0)
         self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         self.block_tables = torch.zeros(slots, max_blocks, dtype=torch.int32, device=device)
+        self._width = max_blocks
         self.window_tables = torch.zeros_like(self.block_tables) if two_tables else None
         self._stopping: set[int] = set()  # slots that have had ending ids: only these are written
         self.stop_ids = torch.full((slots, MAX_ENDING_IDS), -1, dtype=torch.int32, device=device)
@@ -74,10 +76,8 @@ class SlotState:
         staging: Staging,
         admitted: tuple[Admission, ...],
         updates: tuple[BlockUpdate, ...],
-        most: int = 0,
     ) -> None:
-        """Put what changed into the step's upload. most: pad the table updates to this number;
-        padding rewrites the null slot's first entry with its own value."""
+        """Put what changed into the step's upload."""
         if admitted:
             staging.put_ints("slots", [one.slot for one in admitted], "q")
             staging.put_ints("seeds", [one.sampling.seed for one in admitted], "q")
@@ -85,12 +85,25 @@ class SlotState:
             shape = (len(self._numbers), len(admitted))
             staging.put_bytes("numbers", data, torch.int32, shape)
             self._stage_stops(staging, admitted)
-        if updates or most:
-            left, width = max(most - len(updates), 0), self.block_tables.shape[1]
-            where = [slot * width + column for slot, column, _ in updates]
-            where += [self.null_slot * width] * left
-            staging.put_ints("table_index", where, "q")
-            staging.put_ints("table_block", [block for _, _, block in updates] + [0] * left)
+        if updates:
+            staging.put_ints("table_index", self._where(updates), "q")
+            staging.put_ints("table_block", [block for _, _, block in updates])
+
+    def stage_one(
+        self, staging: Staging, one: Admission, updates: tuple[BlockUpdate, ...], most: int
+    ) -> None:
+        """The same, at once, for one admission that writes no more (see writes_more) and table
+        updates padded to `most`: padding rewrites the null slot's first entry with its value."""
+        left = most - len(updates)
+        where = self._where(updates) + [self.null_slot * self._width] * left
+        blocks = [block for _, _, block in updates] + [0] * left
+        numbers = one.slot, one.sampling.seed, *_ints(one), *_floats(one)
+        staging.put_record(_one_record(most), (*numbers, *where, *blocks))
+
+    def _where(self, updates: tuple[BlockUpdate, ...]) -> list[int]:
+        """Their places in the tables."""
+        width = self._width
+        return [slot * width + column for slot, column, _ in updates]
 
     def _stage_stops(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Ending ids, which few requests have and few slots have had."""
@@ -107,9 +120,7 @@ class SlotState:
 
     def stage_window(self, staging: Staging, updates: tuple[BlockUpdate, ...]) -> None:
         """The same for the tables of sliding-window layers."""
-        width = self.block_tables.shape[1]
-        where = [slot * width + column for slot, column, _ in updates]
-        staging.put_ints("window_index", where, "q")
+        staging.put_ints("window_index", self._where(updates), "q")
         staging.put_ints("window_block", [block for _, _, block in updates])
 
     def write(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
@@ -136,6 +147,18 @@ class SlotState:
         self.prompt_mask[slot].zero_().index_fill_(0, prompt, True)
         ones = torch.ones_like(outputs, dtype=torch.int32)
         self.output_counts[slot].zero_().index_add_(0, outputs, ones)
+
+
+@cache
+def _one_record(updates: int) -> Record:
+    """Of one admission and so many table updates."""
+    return Record(
+        ("slots", "q", (1,)),
+        ("seeds", "q", (1,)),
+        ("numbers", f"{len(_INTS)}i{len(_FLOATS)}f", (NUMBERS, 1)),
+        ("table_index", f"{updates}q", (updates,)),
+        ("table_block", f"{updates}i", (updates,)),
+    )
 
 
 def _by_number(code: str, rows: Iterable[tuple[float, ...]]) -> bytes:

@@ -30,8 +30,9 @@ _DTYPES = {
     np.dtype(np.int64): torch.int64,
     np.dtype(np.float32): torch.float32,
 }
-_CODES = {"i": torch.int32, "q": torch.int64}
+_CODES = {"i": torch.int32, "q": torch.int64, "f": torch.int32}
 Place = tuple[int, int, torch.dtype, tuple[int, ...]]  # first byte, end, dtype, shape
+Field = tuple[str, str, tuple[int, ...]]  # an array's name, how it is packed, its shape
 
 
 @dataclass(slots=True)
@@ -95,6 +96,24 @@ class Ring:
             self._events[self._turn] = event
 
 
+class Record:
+    """Arrays of known sizes, packed at once: one by one they take several times as long."""
+
+    def __init__(self, *fields: Field) -> None:
+        """How one is packed: as struct.pack has it, all its codes of the kind of the last one; "f"
+        for the bits of float32."""
+        self.places: dict[str, Place] = {}
+        form = ["<"]
+        size = 0
+        for name, packing, shape in fields:
+            end = size + struct.calcsize(f"<{packing}")
+            self.places[name] = size, end, _CODES[packing[-1]], shape
+            size = -(-end // _ALIGN) * _ALIGN
+            form.append(f"{packing}{size - end}x")
+        self.pack = struct.Struct("".join(form)).pack
+        self.size = size
+
+
 class Staging:
     """put() arrays, upload() once, get() them as device tensors until the next begin()."""
 
@@ -119,7 +138,9 @@ class Staging:
         self._target = torch.empty(ahead + capacity, dtype=torch.uint8, device=device)
         self._parts: list[bytes] = []  # of the upload
         self._size = 0  # of those, in bytes
-        self._places: dict[str, Place] = {}  # of each array in the upload
+        self._places: dict[str, Place] = {}  # of each array in the upload, but
+        self._records: list[tuple[int, Record]] = []  # those in a record: where it begins
+        self._heads: dict[int, Tensor] = {}  # what a captured copy writes, by where it begins
         self._head = self._whole = self._target  # see _copy
 
     def begin(self) -> None:
@@ -127,6 +148,7 @@ class Staging:
         self._fixed = self._size = 0
         self._parts.clear()
         self._places.clear()
+        self._records.clear()
 
     def put(self, name: str, array: npt.NDArray[Any]) -> None:
         """Add an array (int32, int64 or float32) under a name that is new in this step."""
@@ -151,6 +173,12 @@ class Staging:
         self._size = -(-end // _ALIGN) * _ALIGN  # joined later: a part copied takes six times
         self._parts += (data, _PADDING[self._size - end])
 
+    def put_record(self, record: Record, values: Sequence[float]) -> None:
+        """The same for the arrays of a record, whose values follow one another."""
+        self._records.append((self._size, record))
+        self._parts.append(record.pack(*values))
+        self._size += record.size
+
     def fix(self) -> None:
         """What is put from here on is at the addresses that it has in a step that has put nothing
         before."""
@@ -159,7 +187,7 @@ class Staging:
     def upload(self) -> bool:
         """Copy all that was put to the device; returns before the copy has ended. False: nothing
         was put."""
-        if not self._places:
+        if not self._parts:
             return False
         host = self._ring.next(b"".join(self._parts))
         self._head, self._whole = self._copy(host)
@@ -171,8 +199,10 @@ class Staging:
         if self._size > self._kept_bytes:
             return None
         self._filled = self._kept.next(b"".join(self._parts), self._kept_bytes)
-        begin = self._ahead - self._fixed
-        self._head = self._whole = self._target[begin : begin + self._kept_bytes]
+        head = self._heads.get(begin := self._ahead - self._fixed)
+        if head is None:
+            head = self._heads[begin] = self._target[begin : begin + self._kept_bytes]
+        self._head = self._whole = head
         return self._kept.turn
 
     def copy(self) -> None:
@@ -207,11 +237,23 @@ class Staging:
 
     def get(self, name: str) -> Tensor:
         """The array put under this name, on the device. Of a replayed step few are asked for."""
-        begin, end, dtype, shape = self._places[name]
+        place = self._place(name)
+        if place is None:
+            raise KeyError(name)
+        begin, end, dtype, shape = place
         source = self._head if end <= self._head.numel() else self._whole
         tensor = source[begin:end].view(dtype)
         return tensor if len(shape) == 1 else tensor.view(shape)
 
     def find(self, name: str) -> Tensor | None:
         """The same, or None if nothing was put."""
-        return self.get(name) if name in self._places else None
+        return None if self._place(name) is None else self.get(name)
+
+    def _place(self, name: str) -> Place | None:
+        if (place := self._places.get(name)) is not None:
+            return place
+        for first, record in self._records:
+            if name in record.places:
+                begin, end, *kind = record.places[name]
+                return first + begin, first + end, *kind
+        return None

@@ -44,6 +44,7 @@ class Writer:
         self.row_slots = torch.full((null,), null, dtype=torch.int32, device=device)
         self._nobody = packed([null]) * null  # as all of row_slots
         self._rows: list[int] = []  # what was put there last
+        self._padded: bytes | None = None  # the same, packed, once it is asked for
         self._changed = False  # by the present step
         one_table = state.window_tables is None
         self._graphs = StepGraphs() if use_graphs and one_table else None
@@ -67,7 +68,7 @@ class Writer:
 
     def reset(self) -> None:
         """Take nothing on the device for granted."""
-        self._rows = []
+        self._rows, self._padded = [], None
 
     def begin(self, plan: StepPlan, rows: Sequence[int] | None = None, padded: int = 0) -> None:
         """Start a step's upload. rows: slots of a step of one-token rows, to be padded to `padded`.
@@ -76,7 +77,8 @@ class Writer:
         self._changed = False
         if rows is not None:
             slots = [*rows, *[self._state.null_slot] * (padded - len(rows))]
-            self._changed, self._rows = slots != self._rows, slots
+            if slots != self._rows:
+                self._changed, self._rows, self._padded = True, slots, None
         self._staged = self._key(plan)
         if self._staged is not None:
             self._stage_kept(plan, self._staged)
@@ -86,7 +88,8 @@ class Writer:
         if self._staged is None:
             self._stage(plan)
         elif (turn := self._staging.fill()) is not None:
-            self._run(self._staged._replace(turn=turn))
+            updates, copies, _ = self._staged
+            self._run(WriteKey(updates, copies, turn))
             return
         if self._staging.upload():
             self._make(plan)
@@ -102,8 +105,10 @@ class Writer:
             return None
         if self._state.writes_more(plan.admitted[0]):
             return None
-        count = len(plan.block_updates)
-        return next((WriteKey(n, len(plan.copies)) for n in _UPDATES if n >= count), None)
+        for updates in _UPDATES:
+            if updates >= len(plan.block_updates):
+                return WriteKey(updates, len(plan.copies))
+        return None
 
     def _stage(self, plan: StepPlan) -> None:
         """Put what a plan writes into the upload."""
@@ -117,10 +122,11 @@ class Writer:
 
     def _stage_kept(self, plan: StepPlan, key: WriteKey) -> None:
         """The same, padded to the number of entries in the key, at a fixed address."""
-        rows = packed(self._rows)
-        rows += self._nobody[len(rows) :]
-        self._staging.put_bytes("decoding", rows, torch.int32, self.row_slots.shape)
-        self._state.stage(self._staging, plan.admitted, plan.block_updates, key.updates)
+        if self._padded is None:
+            rows = packed(self._rows)
+            self._padded = rows + self._nobody[len(rows) :]
+        self._staging.put_bytes("decoding", self._padded, torch.int32, self.row_slots.shape)
+        self._state.stage_one(self._staging, plan.admitted[0], plan.block_updates, key.updates)
         if plan.copies:
             stage_copies(self._staging, plan.copies)
         self._staging.fix()

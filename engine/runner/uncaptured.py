@@ -41,8 +41,10 @@ class Uncaptured:
         """How to run a step: by its best graph, or, while that is still to be captured in spare
         time, by another that serves too, if that is captured. Not for ever: a server that is never
         idle has no spare time."""
+        if best in captured:
+            return best
         uses = self._expected.get(best, _PATIENCE)
-        if best in captured or other not in captured or uses >= _PATIENCE:
+        if other not in captured or uses >= _PATIENCE:
             return best
         self._expected[best] = uses + 1
         return other

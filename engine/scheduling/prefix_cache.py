@@ -119,6 +119,8 @@ class PrefixCache:
             if not blocks:
                 break
             found.append(next(iter(blocks)))
+        if not found:
+            return found
         known = b"".join([self._tokens_of[block] for block in found])
         wanted = packed(token_ids[: len(found) * self.block_size])
         if known != wanted:  # a hash collision
@@ -157,7 +159,9 @@ class PrefixCache:
         """
         if not self.enabled:
             return None
-        children = self._children.get(self._parent(hashes, salt, index), ())
+        children = self._children.get(self._parent(hashes, salt, index))
+        if children is None:
+            return None
         begin, last = index * self.block_size, len(token_ids) - 1
         wanted = packed(token_ids[begin : min(begin + self.block_size, last)])
         place = bisect_left(children, (wanted, 0))

@@ -17,7 +17,7 @@ class Counters:
     def __init__(self) -> None:
         self.served: dict[str, int] = {}
         self._unfinished: dict[str, int] = {}
-        self._least: RisingHeap[str] = RisingHeap(self.served.get)
+        self._least: RisingHeap[str] = RisingHeap(self.served.get)  # not the first, while alone
 
     def __contains__(self, name: str) -> bool:
         """Whether it has unfinished requests."""
@@ -25,10 +25,14 @@ class Counters:
 
     def enter(self, name: str) -> None:
         """One more unfinished request."""
-        if name not in self._unfinished:
+        if not self._unfinished:
+            self.served[name], self._unfinished[name] = 0, 0
+        elif name not in self._unfinished:
+            if len(self._unfinished) == 1:  # which came alone
+                self._least.offer(*self._unfinished)
             least = self._least.first()
-            self.served[name] = 0 if least is None else self.served[least]
-            self._unfinished[name] = 0
+            assert least is not None
+            self.served[name], self._unfinished[name] = self.served[least], 0
             self._least.offer(name)
         self._unfinished[name] += 1
 
@@ -63,7 +67,9 @@ class Shares:
     def enter(self, client: str, user: str = "") -> None:
         """One more unfinished request of this user of the client."""
         self._clients.enter(client)
-        self._users.setdefault(client, Counters()).enter(user)
+        if client not in self._users:
+            self._users[client] = Counters()
+        self._users[client].enter(user)
 
     def leave(self, client: str, user: str = "") -> None:
         """One request fewer; forget the client and the user after their last."""

@@ -12,7 +12,7 @@ no longer wait are dropped lazily; a heap never holds many more dead entries tha
 none when nobody waits. An admission takes time logarithmic in the number of waiting clients and
 requests: one heap holds the first request of each client. A client's rank there only rises, as it
 is served. Where it would fall (a `push`, or a request of another user that becomes its first) the
-client is offered again.
+client is offered again. A request that waits alone is first by any rule, and in no heap.
 """
 
 import heapq
@@ -35,6 +35,7 @@ class WaitingQueue:
         self._clients: RisingHeap[str] = RisingHeap(self._rank)
         self._oldest: list[tuple[int, Request]] = []
         self._held: dict[Request, list[Request]] = {}
+        self._alone: Request | None = None
         self._live = 0
         self._admissions = 0
 
@@ -78,13 +79,15 @@ class WaitingQueue:
 
     def head(self) -> Request | None:
         """The next request, not removed; None if there is none."""
+        if self._alone is not None or not self._live:
+            return self._alone
         if self._admissions % AGEING == AGEING - 1:
             return self._first_arrived()
         return self._first_ranked()
 
     def take(self, request: Request) -> None:
         """Admit the head; sets its status."""
-        if self._admissions % AGEING == AGEING - 1:
+        if self._alone is None and self._admissions % AGEING == AGEING - 1:
             ranked = self._first_ranked()
             if ranked is not None:
                 request.priority = max(request.priority, ranked.priority)
@@ -100,6 +103,16 @@ class WaitingQueue:
     # ------------------------------------------------------------ heaps
 
     def _insert(self, request: Request) -> None:
+        """One of those that wait competes from now on."""
+        if self._live == 1:
+            self._alone = request
+            return
+        if self._alone is not None:
+            self._push(self._alone)
+            self._alone = None
+        self._push(request)
+
+    def _push(self, request: Request) -> None:
         self._queue_of(request.spec.client).push(request)
         heapq.heappush(self._oldest, (request.arrival, request))
         self._clients.offer(request.spec.client)
@@ -112,6 +125,9 @@ class WaitingQueue:
     def _left(self, request: Request) -> None:
         """A request no longer waits; another one of its client may now be first."""
         self._live -= 1
+        if request is self._alone:
+            self._alone = None
+            return
         if self._rank(request.spec.client) is not None:
             self._clients.offer(request.spec.client)
         self._trim()

@@ -8,7 +8,7 @@ FAULTS = (
     Fault(
         "writes: padding is another's slot",
         "engine/runner/slots.py",
-        "[self.null_slot * width] * left",
+        "[self.null_slot * self._width] * left",
         "[0] * left",
         (_HERE + "writes_at_once_are_those_one_by_one",),
     ),
@@ -36,9 +36,30 @@ FAULTS = (
     Fault(
         "writes: the rows of the last step are gone once somebody is admitted",
         "engine/runner/state_writes.py",
-        "        rows += self._nobody[len(rows) :]\n",
-        "        rows = self._nobody\n",
+        "rows + self._nobody[len(rows) :]",
+        "self._nobody",
         (_HERE + "writes_at_once_are_those_one_by_one",),
+    ),
+    Fault(
+        "writes: the rows of an earlier step are written once somebody is admitted",
+        "engine/runner/state_writes.py",
+        "True, slots, None",
+        "True, slots, self._padded",
+        (_HERE + "writes_at_once_are_those_one_by_one",),
+    ),
+    Fault(
+        "writes: one admission's numbers are packed in another order",
+        "engine/runner/slots.py",
+        "*_ints(one), *_floats(one)",
+        "*_ints(one)[::-1], *_floats(one)",
+        (_HERE + "each_number_of_a_slot_stands_under_its_name",),
+    ),
+    Fault(
+        "staging: what stands behind an array in a record is not aligned",
+        "engine/runner/staging.py",
+        "            size = -(-end // _ALIGN) * _ALIGN\n            form",
+        "            size = end\n            form",
+        (_HERE + "a_record_is_its_arrays_one_by_one",),
     ),
     Fault(
         "staging: what comes behind lies where what is ahead has ended",

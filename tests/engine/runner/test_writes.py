@@ -15,7 +15,7 @@ from quire.engine.loop.core import EngineCore
 from quire.engine.request import GenerationRequest, SamplingParams
 from quire.engine.runner.graphs import Done, Key
 from quire.engine.runner.slots import NUMBERS, SlotState
-from quire.engine.runner.staging import Ring, Staging, Steps
+from quire.engine.runner.staging import Record, Ring, Staging, Steps
 from quire.engine.runner.state_writes import WriteKey
 from quire.engine.scheduling.plan import Admission, SamplingNumbers
 
@@ -29,8 +29,9 @@ Places = tuple[int, dict[str, tuple[int, int]]]
 def places_of(write: Any) -> Places:
     """Where the upload has what is written, before all else stands behind it."""
     staging = write.__self__._staging
-    ahead = {name: at for name, at in staging._places.items() if at[0] < staging._fixed}
-    return staging._fixed, ahead
+    names = {*staging._places, *(name for _, one in staging._records for name in one.places)}
+    places = {name: staging._place(name) for name in names}
+    return staging._fixed, {name: at for name, at in places.items() if at[0] < staging._fixed}
 
 
 class Kept:
@@ -73,14 +74,18 @@ NAMES = {"repetition_penalty": "repetition", "presence_penalty": "presence"}
 NAMES |= {"frequency_penalty": "frequency"}
 
 
-def test_each_number_of_a_slot_stands_under_its_name() -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_each_number_of_a_slot_stands_under_its_name(alone: bool) -> None:
     """Numbers go up in one table: a name, a row and a value that are out of step are a parameter
     in another's place."""
     state, staging = SlotState(3, 1, 8, torch.device("cpu")), Staging(torch.device("cpu"))
     numbers = SamplingNumbers(0.75, 0.5, 9, 0.125, 1.25, 0.25, 0.375, seed=5, min_position=6)
     one = Admission(1, 0, 2, 4, 3, numbers, (), ())
     staging.begin()
-    state.stage(staging, (one,), ())
+    if alone:
+        state.stage_one(staging, one, (), 16)
+    else:
+        state.stage(staging, (one,), ())
     staging.upload()
     state.write(staging, (one,))
     told = {"last_token": 4, "num_computed": 3, "min_position": 6, "seeds": 5}
@@ -88,6 +93,32 @@ def test_each_number_of_a_slot_stands_under_its_name() -> None:
         told[NAMES.get(field, field)] = getattr(numbers, field)
     assert len(told) == NUMBERS + 1, "a number of the slot is not asked for here"
     assert {name: getattr(state, name)[2].item() for name in told} == told
+
+
+def test_a_record_is_its_arrays_one_by_one() -> None:
+    """At the same addresses, whatever was put before it."""
+    whole, single = (Staging(torch.device("cpu")) for _ in range(2))
+    record = Record(("a", "3i", (3,)), ("b", "1q", (1,)), ("c", "0q", (0,)), ("d", "2i1f", (3, 1)))
+    for staging in (whole, single):
+        staging.begin()
+        staging.put_ints("first", [7])
+    whole.put_record(record, (1, -2, 3, 1 << 40, 4, 5, 0.5))
+    single.put_ints("a", [1, -2, 3])
+    single.put_ints("b", [1 << 40], "q")
+    single.put_ints("c", [], "q")
+    single.put("d", np.array([[4], [5], [np.float32(0.5).view(np.int32)]], np.int32))
+    for staging in (whole, single):
+        staging.put_ints("last", [8])
+        assert staging.upload()
+    names = ("first", "a", "b", "c", "d", "last")
+    assert [whole._place(name) for name in names] == [single._place(name) for name in names]
+    assert all(torch.equal(whole.get(name), single.get(name)) for name in names)
+    assert whole.find("e") is None
+    with pytest.raises(KeyError):
+        whole.get("e")
+    whole.begin()
+    assert whole.find("a") is None
+    assert not whole.upload()
 
 
 def prompt(first: int, tokens: int) -> tuple[int, ...]:
