@@ -149,7 +149,9 @@ class EngineCore:
         return bool(self.compiling) or self.scheduler.has_requests
 
     def _take_compiled(self, outputs: list[Output]) -> None:
-        if self.compiling and not self.scheduler.has_requests:
+        if not self.compiling:
+            return
+        if not self.scheduler.has_requests:
             self.compiling.wait(_COMPILE_LOOK)
         for request, compiled in self.compiling.ready():
             outputs += self._enter(request, compiled)

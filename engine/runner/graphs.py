@@ -103,10 +103,12 @@ class WriteKey(NamedTuple):
 Key = GraphKey | SamplerKey
 
 
+_PLAIN = (Needs(), Needs(draws=True))
+
+
 def fused(rows: int, needs: Needs, prompt_tokens: int = 0) -> bool:
     """Whether model and sampler are captured as one graph; all rows must sample."""
-    plain = needs in (Needs(), Needs(draws=True))
-    return plain and rows <= FUSED_ROWS and prompt_tokens <= FUSED_TOKENS
+    return needs in _PLAIN and rows <= FUSED_ROWS and prompt_tokens <= FUSED_TOKENS
 
 
 def captured_sizes(max_num_seqs: int) -> list[int]:
@@ -216,10 +218,11 @@ class GraphSizes:
 
     def best(self, key: GraphKey, needs: Needs | None, max_context_len: int) -> GraphKey:
         """What does the work of a model's part soonest. needs: as one graph with its sampler."""
-        lone = not key.decode_rows and key.prefill_rows == _LONE_ROWS
-        if lone and max(key.prefill_tokens, max_context_len) <= self._short_context:
-            key = key._replace(context_bound=self._short_context)
-        return key._replace(needs=needs)
+        decode, longer, tokens, bound, _ = key
+        lone = not decode and longer == _LONE_ROWS
+        if lone and max(tokens, max_context_len) <= self._short_context:
+            bound = self._short_context
+        return GraphKey(decode, longer, tokens, bound, needs)
 
     def sampler(self, key: GraphKey, needs: Needs, sampling_rows: int) -> SamplerKey | None:
         """The key of the sampler after a step with longer rows; None: it runs eagerly, because no

@@ -125,14 +125,14 @@ def _exact_prefill_kernel(
     h = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
     sp = tl.program_id(2)
-    if PDL:
-        if SPLIT:  # few programs: the merge may wait beside them
-            gdc_launch_dependents()
-        gdc_wait()
+    if PDL and SPLIT:  # few programs: the merge may wait beside them
+        gdc_launch_dependents()
     row = find_row(starts_ptr, tile, rows, QT)
     start = tl.load(starts_ptr + row).to(tl.int32)
     new = tl.load(starts_ptr + row + 1).to(tl.int32) - start
     context = tl.load(contexts_ptr + row).to(tl.int32)
+    if PDL:
+        gdc_wait()
     token = (tile - (start // QT + row)) * QT
     first = context - new + token  # the first query's position; the last one's:
     final = context - new + tl.minimum(token + QT, new) - 1
@@ -215,10 +215,11 @@ def _merge_kernel(
     token = tl.program_id(1)
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     row = row_of(starts_ptr, token, rows)
     stop = tl.load(starts_ptr + row + 1).to(tl.int32)
     n = tl.load(contexts_ptr + row).to(tl.int32) - (stop - token) + 1
+    if PDL:
+        gdc_wait()
     count = tl.cdiv(n, exact_unit(n, TILE, UNIT, SPLITS))
     if (token < stop) & (count > 1):
         heads = token.to(tl.int64) * tl.num_programs(0) + head + tl.zeros((1,), tl.int64)

@@ -277,6 +277,11 @@ def _hopper_exact_kernel(
     DTYPE: gl.constexpr = q_ptr.dtype.element_ty
     TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], DTYPE)
     BARS: gl.constexpr = mbarrier.MBarrierLayout()
+    row, start, new, context, token, n = find(
+        starts_ptr, contexts_ptr, rows, least, ROWS // G, BN, MOST
+    )
+    table = tables_ptr + row.to(gl.int64) * table_stride
+    block = gl.load(table)
     queries = gl.allocate_shared_memory(DTYPE, [ROWS, D], TILE)
     k_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], k_box.layout)
     v_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], v_box.layout)
@@ -293,10 +298,6 @@ def _hopper_exact_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    row, start, new, context, token, n = find(
-        starts_ptr, contexts_ptr, rows, least, ROWS // G, BN, MOST
-    )
-    table = tables_ptr + row.to(gl.int64) * table_stride
     first, head = (start + token).to(gl.int64), gl.program_id(0) * (G * D)
     q_stride = q_units * ALIGNED
     q_ptr += first * q_stride + head
@@ -306,7 +307,7 @@ def _hopper_exact_kernel(
     gl.warp_specialize([
         (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token, n,
                    G, HKV)),
-        (load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
+        (load, ((k_box, v_box), rings, bars, table, block, n, HKV, BS)),
     ], [1], [LOADER])  # fmt: skip
 
 

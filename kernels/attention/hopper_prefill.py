@@ -21,6 +21,9 @@ says which steps gain. Who owns a place of the rings:
 
 A group that sees fewer tiles than another still arrives at the rest (`_skip`).
 
+Which row, which context and which block come first is read before the wait for the kernel ahead, as
+in decode.py, which says why that is safe.
+
 Source: FlashAttention-3 (Shah et al., 2024).
 """
 
@@ -86,15 +89,14 @@ def find(
 
 
 @gluon.jit
-def load(boxes, rings, bars, table, n, HKV: gl.constexpr, BS: gl.constexpr):
-    """All tiles of keys and values, each as soon as its place is empty."""
+def load(boxes, rings, bars, table, block, n, HKV: gl.constexpr, BS: gl.constexpr):
+    """All tiles of keys and values, each as soon as its place is empty. block: the table's first."""
     k_box, v_box = boxes
     k_ring, v_ring = rings
     k_full, k_empty, v_full, v_empty = bars
     STAGES: gl.constexpr = k_ring.shape[0]
     BN: gl.constexpr = k_ring.shape[1]
     BYTES: gl.constexpr = BN * k_ring.shape[2] * 2
-    block = gl.load(table)
     for j in range(n):
         following = gl.load(table + gl.minimum(j + 1, n - 1) * BN // BS)
         first = (block * HKV + gl.program_id(0)) * BS + (j * BN) % BS
@@ -269,6 +271,11 @@ def _hopper_prefill_kernel(
     DTYPE: gl.constexpr = q_ptr.dtype.element_ty
     TILE: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, D], DTYPE)
     BARS: gl.constexpr = mbarrier.MBarrierLayout()
+    row, start, new, context, token, n = find(
+        starts_ptr, contexts_ptr, rows, least, ROWS // G * GROUPS, BN, MOST
+    )
+    table = tables_ptr + row.to(gl.int64) * table_stride
+    block = gl.load(table)
     queries = gl.allocate_shared_memory(DTYPE, [GROUPS, ROWS, D], TILE)
     k_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], k_box.layout)
     v_ring = gl.allocate_shared_memory(DTYPE, [STAGES, BN, D], v_box.layout)
@@ -285,10 +292,6 @@ def _hopper_prefill_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    row, start, new, context, token, n = find(
-        starts_ptr, contexts_ptr, rows, least, ROWS // G * GROUPS, BN, MOST
-    )
-    table = tables_ptr + row.to(gl.int64) * table_stride
     first, head = (start + token).to(gl.int64), gl.program_id(0) * (G * D)
     q_stride = q_units * ALIGNED
     q_ptr += first * q_stride + head
@@ -302,7 +305,7 @@ def _hopper_prefill_kernel(
         gl.warp_specialize([
             (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
                        n, FIRST, G, HKV)),
-            (load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
+            (load, ((k_box, v_box), rings, bars, table, block, n, HKV, BS)),
         ], [1], [LOADER])  # fmt: skip
     else:
         gl.warp_specialize([
@@ -312,7 +315,7 @@ def _hopper_prefill_kernel(
                        n, SECOND, G, HKV)),
             (_attend, (q_ptr, out_ptr, scale, q_stride, queries, rings, bars, new, context, token,
                        n, THIRD, G, HKV)),
-            (load, ((k_box, v_box), rings, bars, table, n, HKV, BS)),
+            (load, ((k_box, v_box), rings, bars, table, block, n, HKV, BS)),
         ], [4, 4, 1], [_GROUP, _GROUP, LOADER])  # fmt: skip
 
 

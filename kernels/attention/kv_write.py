@@ -34,10 +34,10 @@ def _kv_write_kernel(
     token = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     bias = tl.load(bias_ptr + i, mask=i < WIDTH, other=0.0).to(tl.float32)
+    slot = tl.load(slots_ptr + token).to(tl.int64)  # before the wait, as in decode.py
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    slot = tl.load(slots_ptr + token).to(tl.int64)
     x = tl.load(qkv_ptr + token * WIDTH + i, mask=i < WIDTH, other=0.0).to(tl.float32)
     x = (x + bias).to(q_ptr.dtype.element_ty)
     tl.store(q_ptr + token * (HQ * D) + i, x, mask=i < HQ * D)

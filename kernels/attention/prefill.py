@@ -171,14 +171,14 @@ def _prefill_kernel(
     QT: tl.constexpr = BM // G  # tokens a tile
     h = tl.program_id(0)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
-    if PDL:
-        if SPLIT:  # few programs: the merge may wait beside them
-            gdc_launch_dependents()
-        gdc_wait()
+    if PDL and SPLIT:  # few programs: the merge may wait beside them
+        gdc_launch_dependents()
     row = find_row(starts_ptr, tile, rows, QT)
     start = tl.load(starts_ptr + row).to(tl.int32)
     new = tl.load(starts_ptr + row + 1).to(tl.int32) - start
     context = tl.load(contexts_ptr + row).to(tl.int32)
+    if PDL:
+        gdc_wait()
     token = (tile - (start // QT + row)) * QT
     prefix = context - new
     begin = 0

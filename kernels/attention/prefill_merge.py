@@ -51,10 +51,11 @@ def _merge_kernel(
     token = tl.program_id(1)
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     row = row_of(starts_ptr, token, rows)
     stop = tl.load(starts_ptr + row + 1).to(tl.int32)
     context = tl.load(contexts_ptr + row).to(tl.int32)
+    if PDL:
+        gdc_wait()
     position = context - (stop - token)
     count = position // least_multiple(context, SPLIT, SPLITS) + 1
     if (token < stop) & (count > 1):

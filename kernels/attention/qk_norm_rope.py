@@ -102,20 +102,23 @@ def _qk_norm_rope_kernel(
     first = tl.program_id(0) * HP
     heads = first + tl.arange(0, HP)
     some = heads < HQ + 2 * HKV
-    # Norm weights never change: they may be fetched before the kernel ahead has finished.
-    w1, w2 = load_halves(k_norm_ptr if first >= HQ else q_norm_ptr, D, HALF)
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
+    # Weights never change, and where a token stands is known before the layers begin (decode.py):
+    # all of it may be read before the kernel ahead has finished.
     slot = tl.load(slots_ptr + token).to(tl.int64)
     position = tl.load(positions_ptr + token).to(tl.int64)
+    w1, w2 = load_halves(k_norm_ptr if first >= HQ else q_norm_ptr, D, HALF)
+    turned = tl.where(first < HQ + HKV, position, 0)  # values are not
+    cos, sin = load_halves(cos_sin_ptr + turned * D, D, HALF)
+    if PDL:
+        gdc_wait()
     cell = (slot // BS * HKV * BS + slot % BS) * D
     x, exchanged = load_heads(qkv_ptr + token * stride, heads, some, D, HALF)
     if first >= HQ + HKV:
         at, ok = head_elements(heads - HQ - HKV, BS * D, some, D, HALF)
         tl.store(v_ptr + cell + at, held(x, v_ptr.dtype.element_ty), mask=ok)
     else:
-        cos, sin = load_halves(cos_sin_ptr + position * D, D, HALF)
         y = norm_rope(x, exchanged, w1, w2, cos, sin, eps, D)
         if first >= HQ:
             at, ok = head_elements(heads - HQ, BS * D, some, D, HALF)
