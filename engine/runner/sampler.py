@@ -42,15 +42,16 @@ class Needs(NamedTuple):
         """Whether there are masks or biases."""
         return self.masks or self.bias
 
-    def including(self, params: SamplingNumbers) -> "Needs":
-        """The needs of these rows and one more."""
+    @staticmethod
+    def of(params: SamplingNumbers) -> "Needs":
+        """The needs of one row."""
         return Needs(
-            self.draws or params.temperature > 0,
-            self.filters or params.has_filters,
-            self.adjusts or params.has_penalties or bool(params.ending_ids),
-            self.logprobs or params.logprobs is not None,
-            self.masks or params.has_mask,
-            self.bias or bool(params.logit_bias),
+            params.temperature > 0,
+            params.has_filters,
+            params.has_penalties or bool(params.ending_ids),
+            params.logprobs is not None,
+            params.has_mask,
+            bool(params.logit_bias),
         )
 
 

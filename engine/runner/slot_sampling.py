@@ -10,17 +10,20 @@ from quire.engine.scheduling.plan import Admission, SamplingNumbers, StepPlan
 
 
 class SlotSampling:
-    """For every slot, the numbers of its last admission."""
+    """For every slot, the numbers of its last admission, and what it needs."""
 
     def __init__(self) -> None:
         self.decoding: list[int] = []  # slots of the last decode step
         self._decode_needs: Needs | None = None  # what those need; None: not known any more
         self._numbers: dict[int, SamplingNumbers] = {}
+        self._needs: dict[int, Needs] = {}
 
     def admit(self, admitted: Sequence[Admission]) -> None:
         """Take down what the slots' new requests ask for."""
         self._decode_needs = None
-        self._numbers.update((one.slot, one.sampling) for one in admitted)
+        for one in admitted:
+            self._numbers[one.slot] = one.sampling
+            self._needs[one.slot] = Needs.of(one.sampling)
 
     def reset(self) -> None:
         """After a failed step."""
@@ -36,11 +39,9 @@ class SlotSampling:
 
     def needs_of(self, plan: StepPlan) -> Needs:
         """The needs of any step."""
-        needs = Needs(masks=bool(plan.masked))
-        for row in plan.rows:
-            if row.samples:
-                needs = needs.including(self._numbers[row.slot])
-        return needs
+        found = {self._needs[row.slot] for row in plan.rows if row.samples}
+        needs = found.pop() if len(found) == 1 else Needs(*map(any, zip(*found, strict=True)))
+        return needs._replace(masks=True) if plan.masked else needs
 
     def logprobs_of(self, plan: StepPlan) -> list[int | None]:
         """For each sampling row, how many of the best log-probabilities it wants; None: none at

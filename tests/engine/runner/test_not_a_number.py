@@ -142,7 +142,7 @@ def drawn(params: SamplingParams, logits: Tensor, times: int = 4000) -> Tensor:
     state.write(staging, admitted)
     slots = torch.arange(times, dtype=torch.int32)
     positions = torch.full((times,), 2, dtype=torch.int32)
-    needs = Needs().including(SamplingNumbers.of(params, seed=0))
+    needs = Needs.of(SamplingNumbers.of(params, seed=0))
     sampler = Sampler(reference, state)  # type: ignore[arg-type]
     return sampler(logits.repeat(times, 1), slots, positions, needs).tokens
 
