@@ -17,7 +17,7 @@ FAULTS = (
     Fault(
         "captured: what sampling needs multiplies the models",
         "engine/runner/graphs.py",
-        "return plain and rows <= FUSED_ROWS and",
+        "return needs in _PLAIN and rows <= FUSED_ROWS and",
         "return not needs.edits and",
         (RUNNER_GRAPHS + "one_model_serves_every_sampler_and_one_sampler_every_context",),
     ),
@@ -163,8 +163,8 @@ FAULTS = (
     Fault(
         "captured: prompts of a burst ask for graphs of short contexts, which nobody captures",
         "engine/runner/graphs.py",
-        "        lone = not key.decode_rows and key.prefill_rows == _LONE_ROWS\n",
-        "        lone = key.prefill_tokens > 0\n",
+        "        lone = not decode and longer == _LONE_ROWS\n",
+        "        lone = tokens > 0\n",
         (
             "tests/engine/runner/test_graph_keys.py"
             "::test_a_lone_prompt_of_few_tokens_has_a_graph_of_short_contexts",

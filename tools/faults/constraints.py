@@ -207,9 +207,9 @@ FAULTS = (
     Fault(
         "constraint: the engine waits for a grammar",
         "engine/loop/core.py",
-        "        if self.compiling and not self.scheduler.has_requests:\n"
+        "        if not self.scheduler.has_requests:\n"
         "            self.compiling.wait(_COMPILE_LOOK)\n",
-        "        if self.compiling:\n            self.compiling.wait(30.0)\n",
+        "        self.compiling.wait(30.0)\n",
         (STEPS + "nobody_waits_for_a_constraint_that_is_being_compiled",),
     ),
     Fault(

@@ -30,9 +30,10 @@ FAULTS = (
     Fault(
         "plan: a slot keeps the parameters of who had it first",
         "engine/runner/slot_sampling.py",
-        "        self._numbers.update((one.slot, one.sampling) for one in admitted)\n",
-        "        for one in admitted:\n"
-        "            self._numbers.setdefault(one.slot, one.sampling)\n",
+        "            self._numbers[one.slot] = one.sampling\n"
+        "            self._needs[one.slot] = Needs.of(one.sampling)\n",
+        "            self._numbers.setdefault(one.slot, one.sampling)\n"
+        "            self._needs.setdefault(one.slot, Needs.of(one.sampling))\n",
         ("tests/engine/runner/test_runner.py", "tests/engine/runner/test_runner_graphs.py"),
     ),
     Fault(
