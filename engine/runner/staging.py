@@ -254,6 +254,6 @@ class Staging:
             return place
         for first, record in self._records:
             if name in record.places:
-                begin, end, *kind = record.places[name]
-                return first + begin, first + end, *kind
+                begin, end, dtype, shape = record.places[name]
+                return first + begin, first + end, dtype, shape
         return None

@@ -90,7 +90,8 @@ def find(
 
 @gluon.jit
 def load(boxes, rings, bars, table, block, n, HKV: gl.constexpr, BS: gl.constexpr):
-    """All tiles of keys and values, each as soon as its place is empty. block: the table's first."""
+    """All tiles of keys and values, each as soon as its place is empty. block: the table's
+    first."""
     k_box, v_box = boxes
     k_ring, v_ring = rings
     k_full, k_empty, v_full, v_empty = bars
