@@ -127,8 +127,7 @@ class WaitingQueue:
         self._live -= 1
         if request is self._alone:
             self._alone = None
-            return
-        if self._rank(request.spec.client) is not None:
+        elif self._rank(request.spec.client) is not None:
             self._clients.offer(request.spec.client)
         self._trim()
 

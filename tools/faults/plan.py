@@ -58,6 +58,13 @@ FAULTS = (
         QUEUE,
     ),
     Fault(
+        "queue: whoever waited alone leaves those that have gone where they are",
+        "engine/scheduling/waiting_queue.py",
+        "            self._alone = None\n        elif self._rank(",
+        "            self._alone = None\n            return\n        if self._rank(",
+        QUEUE,
+    ),
+    Fault(
         "queue: every client is looked at for each admission",
         "engine/scheduling/waiting_queue.py",
         "        client = self._clients.first()\n",

@@ -105,7 +105,7 @@ def drive(chance: Random, turns: int, clients: int, priorities: int, users: int 
         what = chance.choice(("arrive", "arrive", "admit", "admit", "charge", "other"))
         running, everybody = sorted(fast.running), sorted({*fast.running, *fast.waiting})
         if what == "arrive":
-            followers = chance.choice((0, 0, 0, 2))
+            followers = chance.choice((0, 0, 1, 2))
             whose = f"c{chance.randrange(clients)}", f"u{chance.randrange(users)}"
             resumes = not followers and chance.random() < 0.25
             both("arrive", number, whose, chance.randrange(priorities), followers, resumes)
@@ -122,6 +122,7 @@ def drive(chance: Random, turns: int, clients: int, priorities: int, users: int 
         heads = [side.queue.head() for side in sides]
         assert [h and h.arrival for h in heads[:1]] == [h and h.arrival for h in heads[1:]]
         assert len(fast.queue) == len(slow.queue) == len(fast.waiting)
+        assert fast.waiting or not (fast.queue._oldest or fast.queue._ranked), "the gone are kept"
         assert fast.queue.shares.served == slow.queue.shares.served
         assert {r.priority for r in fast.running.values()} == {
             r.priority for r in slow.running.values()
