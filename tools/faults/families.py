@@ -82,4 +82,11 @@ FAULTS = (
         "rms_norm_eps=1e-6",
         (EVERY + "silence_means_what_it_means_to_transformers",),
     ),
+    Fault(
+        "families: a kernel that may be a dependent one is all that stands before the layers",
+        "engine/model/layers/embedding.py",
+        "return ResidualStream(self.weight[token_ids])",
+        "return ResidualStream(self._ops.rms_norm(self.weight[: len(token_ids)], then, eps))",
+        (EVERY + "an_ordinary_launch_stands_before_its_layers",),
+    ),
 )

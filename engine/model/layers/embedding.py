@@ -33,8 +33,9 @@ class VocabTable:
     def embed(self, token_ids: Tensor, then: Tensor, eps: float) -> ResidualStream:
         """[T] int32 -> [T, hidden]. then: the weight of the norm that follows.
 
-        An ordinary launch, not a dependent one. Decode attention relies on that: it reads what
-        earlier launches have written (contexts, tables, older tokens) without waiting again.
+        An ordinary launch, not a dependent one. Rotation and attention rely on that: they read what
+        earlier launches have written (positions, contexts, tables, older tokens) without waiting
+        again.
         """
         if self._world.size == 1:  # of a few rows far faster on a device than F.embedding
             return ResidualStream(self.weight[token_ids])

@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 import torch
 from support import hf_models, small_engine
+from support.single_prompt import batch_for, new_cache
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire.engine.errors import ConfigError
 from quire.engine.model.config import GPT2, QWEN3_MOE, ModelConfig
 from quire.engine.model.hf_families import FAMILIES
+from quire.engine.model.layers.parallel import World
+from quire.engine.model.registry import build_model
+from quire.kernels import reference
 
 ROOT = Path(__file__).resolve().parents[3]
 SIZES = {
@@ -108,3 +113,58 @@ def test_a_window_is_one_where_transformers_has_one(name: str, tmp_path: Path) -
     computed = not torch.equal(*logits)
     found = read(tmp_path, name, **sizes(name), sliding_window=3).sliding_window
     assert found == (3 if computed else None), "WindowKeys, in engine/model/hf_families.py"
+
+
+# ------------------------------------------------------------ what attention reads early
+
+
+class Begun(Exception):
+    """The layers have begun: an operation was called whose kernel may be a dependent one."""
+
+
+class EndedByTheFirst:
+    """Operations of which none is made."""
+
+    def __getattr__(self, name: str) -> Any:
+        getattr(reference, name)
+
+        def begin(*_: Any, **__: Any) -> None:
+            raise Begun
+
+        return begin
+
+
+class Alike:
+    """Ranks that all have the same."""
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x, x])
+
+
+class Noted(TorchDispatchMode):
+    """torch's own operations, whose launches are ordinary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_ordinary_launch_stands_before_its_layers(name: str, ranks: int, tmp_path: Path) -> None:
+    """Without it their kernels would read positions, tables and contexts before they are made."""
+    world = World(0, ranks, Alike() if ranks > 1 else None)
+    made: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu"), "world": world}
+    config = read(tmp_path, name, **sizes(name))
+    model = build_model(config, EndedByTheFirst(), **made)  # type: ignore[arg-type]
+    for tokens in ([1], [1, 2, 3]):
+        cache = new_cache(model, 4)
+        batch = batch_for(tokens, 0, cache)
+        with torch.inference_mode(), pytest.raises(Begun), Noted() as noted:
+            model.forward(batch, cache)
+        assert "aten.index.Tensor" in noted.names
