@@ -16,8 +16,8 @@ FAULTS = (
     Fault(
         "shares: another user's earlier request does not bring its client forward",
         "engine/scheduling/waiting_queue.py",
-        "        if self._rank(request.spec.client) is not None:\n",
-        "        if False:\n",
+        "        elif self._rank(request.spec.client) is not None:\n",
+        "        elif False:\n",
         (QUEUE + "a_client_comes_forward_where_its_first_leaves_to_an_earlier_of_another_user",),
     ),
     Fault(

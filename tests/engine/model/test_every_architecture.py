@@ -161,7 +161,7 @@ def test_an_ordinary_launch_stands_before_its_layers(name: str, ranks: int, tmp_
     world = World(0, ranks, Alike() if ranks > 1 else None)
     made: dict[str, Any] = {"dtype": torch.float32, "device": torch.device("cpu"), "world": world}
     config = read(tmp_path, name, **sizes(name))
-    model = build_model(config, EndedByTheFirst(), **made)  # type: ignore[arg-type]
+    model = build_model(config, EndedByTheFirst(), **made)
     for tokens in ([1], [1, 2, 3]):
         cache = new_cache(model, 4)
         batch = batch_for(tokens, 0, cache)
