@@ -324,7 +324,8 @@ class AsyncEngine:
 
     def _deliver(self, batches: Sequence[Batch]) -> None:
         for batch in batches:
-            self._stats, self._step_times = batch.stats, batch.step_times
+            if batch.stats is not None:
+                self._stats, self._step_times = batch.stats, batch.step_times
             for output in batch.outputs:
                 stream = self._streams.get(output.key)
                 if stream is not None:

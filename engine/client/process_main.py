@@ -123,6 +123,8 @@ class Channel:
             if not size:
                 lifeline.exit_orphaned()
             self._messages += self._frames.feed(self._buffer[:size])
+            if size < _CHUNK:
+                return  # that was all
 
     def _poll_awhile(self) -> None:
         """Look for something to read until there is something, or something to write is left."""
@@ -146,7 +148,8 @@ def joined(first: Batch, later: Batch) -> Batch:
             earlier.join(output)
     answers = first.answers + later.answers
     blocks = kv_events.joined(first.blocks, later.blocks)
-    return Batch(list(outputs.values()), later.stats, later.step_times, answers, blocks)
+    stats, step_times = later.stats or first.stats, later.step_times or first.step_times
+    return Batch(list(outputs.values()), stats, step_times, answers, blocks)
 
 
 def run(
