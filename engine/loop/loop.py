@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 # More outputs than this in a step are published only after the next step has been launched, while
 # the loop waits for the device: handling them earlier would delay that launch.
 AT_ONCE = 16
-STATS_SECONDS = 0.05  # how old the statistics published last may be while the engine works
+STATS_SECONDS = 0.05  # how old the statistics published last may be, and a step at most
 
 Progress = Callable[[str, float], None]
 
@@ -103,7 +103,7 @@ class EngineLoop:
         self._busy = busy
         self._held: Batch | None = None  # until the engine waits for the device
         self._stats_at = float("-inf")  # when statistics were taken last
-        self._load = (0, 0, 0)  # by them: requests that run and wait, prompt tokens so far
+        self._load: tuple[int, int, int] | None = None  # by those of the last batch, if it had any
         self._answers: list[Answer | None] = []  # not yet sent; None: the map at that time
         self._outputs: list[Output] = []  # of the current turn's commands, before the core's
         self._watch = KvWatch(engine.core.scheduler.known)
@@ -194,13 +194,14 @@ class EngineLoop:
         self._held = batch = Batch(outputs, blocks=self._watch.take())
         if self._answers:
             batch.answers = self._take_answers()
-        scheduler, now = self._engine.core.scheduler, time.monotonic()
+        core, scheduler, now = self._engine.core, self._engine.core.scheduler, time.monotonic()
         load = scheduler.num_running, scheduler.num_waiting, scheduler.counters.prompt_tokens
-        idle = not self._engine.core.has_requests
         late = now - self._stats_at >= STATS_SECONDS
-        if idle or late or load != self._load or batch.answers:
+        if late or load != self._load or not core.has_requests or batch.answers:
+            batch.stats, batch.step_times = self._engine.stats(), core.step_times
             self._load, self._stats_at = load, now
-            batch.stats, batch.step_times = self._engine.stats(), self._engine.core.step_times
+        else:  # little has changed but counters, which the next batch tells
+            self._load = None
 
     def _take_answers(self) -> tuple[Answer, ...]:
         pools = self._engine.core.scheduler.pools if None in self._answers else ()

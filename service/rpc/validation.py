@@ -6,9 +6,9 @@ reported together.
 """
 
 import dataclasses
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from quire.service.rpc.field_faults import (
     prompt_logprobs_of,
 )
 from quire.service.rpc.prompts import Prompts
+from quire.service.rpc.random_numbers import RandomNumbers
 from quire.service.rpc.salt import effective_salt
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
@@ -100,6 +101,7 @@ class Validator:
         self._model = model
         self.workers = workers
         self._defaults = _defaults(model)
+        self._random = RandomNumbers()
         self.prompts = Prompts(model)
         tokenizer = model.tokenizer
         parts = tokenizer, model.info.vocab_size, model.eos_token_ids
@@ -131,10 +133,8 @@ class Validator:
         if self._model.info.embeds_only:
             raise invalid_field("model", f"{self._model.name}: {_NO_HEAD}")
 
-        def read(wanted: Wanted) -> Accepted:
-            return self._read(request, given, sampling, key, tenant, client, wanted)
-
-        short = "token_ids" in given and len(request.token_ids.ids) <= INLINE_IDS
+        read = partial(self._read, request, given, sampling, key, tenant, client)
+        short = "token_ids" in given and len(given["token_ids"].ids) <= INLINE_IDS
         grows = "stop" in sampling or "resume_token_ids" in given or "constraint" in given
         if short and not grows:
             return read(lambda: True)
@@ -153,6 +153,7 @@ class Validator:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
         prompt, thinking = self.prompts.read(request, wanted)
         params, stop_tokens = self._sampling(sampling, len(prompt))
+        of_chat = "chat" in given
         generation = GenerationRequest(
             key=key,
             prompt_token_ids=prompt,
@@ -162,24 +163,32 @@ class Validator:
             cache_salt=effective_salt(tenant, given.get("cache_salt", "")),
             resume_token_ids=tuple(given.get("resume_token_ids", ())),
             client=client,
-            constraint=self._constraint(request, thinking),
+            constraint=self._constraint(request, thinking)
+            if of_chat or "constraint" in given
+            else None,
             user=given.get("user", ""),
             prompt_logprobs=prompt_logprobs_of(given, len(prompt)),
         )
-        self.constraints.check(generation)
-        stops = [stop for stop in sampling.get("stop", ()) if stop not in self._silent]
+        if generation.constraint is not None:
+            self.constraints.check(generation)
         ids_only = "ids_only" in given
         options = TextOptions(
-            StopAutomaton(stops) if stops else None,
+            self._stops(sampling["stop"]) if "stop" in sampling else None,
             stop_tokens,
             sampling.get("include_stop_str_in_output", False),
             ids_only,
             self._delta_tokens(generation, ids_only),
-            reading_of(request, self._model.family, thinking),
+            reading_of(request, self._model.family, thinking)
+            if of_chat or "parse_output" in given
+            else None,
         )
         check_wanted(wanted)
-        request_id = given.get("request_id") or secrets.token_hex(16)
+        request_id = given.get("request_id") or self._random.id()
         return Accepted(request_id, generation, options, self._resume(generation, options))
+
+    def _stops(self, given: Iterable[str]) -> StopAutomaton | None:
+        stops = [stop for stop in given if stop not in self._silent]
+        return StopAutomaton(stops) if stops else None
 
     def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
         """The request's constraint, or the one that makes its tool calls valid. Raises Refusal."""
@@ -235,14 +244,14 @@ class Validator:
     ) -> tuple[SamplingParams, dict[int, str]]:
         """The values given, else the model's, else greedy; with the ids that stand for stop
         strings."""
-        values = {**self._defaults, **given}
-        for name in OUR_OWN:
-            values.pop(name, None)
-        ids, stop_tokens = tuple(values["stop_token_ids"]), {}
-        if "stop" in given:
-            silent = {self._silent[stop]: stop for stop in given["stop"] if stop in self._silent}
+        values, stop_tokens = {**self._defaults, **given}, dict[int, str]()
+        for name in OUR_OWN & given.keys():
+            del values[name]
+        if "stop" in given or "stop_token_ids" in given:
+            ids = tuple(values["stop_token_ids"])
+            silent = {self._silent[s]: s for s in given.get("stop", ()) if s in self._silent}
             stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
-        values["stop_token_ids"] = (*ids, *stop_tokens)
+            values["stop_token_ids"] = (*ids, *stop_tokens)
         if "logit_bias" in given:
             values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
         for name in ("allowed_token_ids", "banned_token_ids"):
@@ -251,7 +260,7 @@ class Validator:
         if values["top_k"] >= self._model.info.vocab_size:
             values["top_k"] = 0
         if values["seed"] is None:
-            values["seed"] = secrets.randbits(64)
+            values["seed"] = self._random.seed()
         if values["max_tokens"] is None:
             values["max_tokens"] = self.prompts.longest + 1 - prompt_tokens
         params = SamplingParams(**values)
@@ -260,7 +269,8 @@ class Validator:
                 "sampling.min_tokens",
                 f"{params.min_tokens}: is more than sampling.max_tokens = {params.max_tokens}",
             )
-        check_allowed(params)
+        if params.allowed_token_ids:
+            check_allowed(params)
         return params, stop_tokens
 
 
