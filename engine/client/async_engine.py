@@ -122,7 +122,9 @@ class _Stream:
         self._ready = self.is_silent = False
         taken, self._pending = list(self._pending.values()), {}
         if self.is_new:
-            self.is_new = not any(output.token_ids for output in taken)
+            for output in taken:
+                if output.token_ids:
+                    self.is_new = False
         if self.interval:
             self._next_at = next_tick(asyncio.get_running_loop().time(), self.interval)
         return taken
@@ -323,9 +325,12 @@ class AsyncEngine:
     # ------------------------------------------------------------ from the engine
 
     def _deliver(self, batches: Sequence[Batch]) -> None:
+        spoken = False
         for batch in batches:
             if batch.stats is not None:
                 self._stats, self._step_times = batch.stats, batch.step_times
+            if batch.outputs:
+                spoken = True
             for output in batch.outputs:
                 stream = self._streams.get(output.key)
                 if stream is not None:
@@ -338,7 +343,7 @@ class AsyncEngine:
                     asked.set_result(answer)
             if batch.blocks:
                 self._hub.deliver(batch.blocks)
-        if any(batch.outputs for batch in batches):
+        if spoken:
             self._awake.stay()
         idle = self._stats.running == self._stats.waiting == 0
         self._pacer.unbounded = idle or self._awake.turning
@@ -358,12 +363,14 @@ class AsyncEngine:
 
     def _wake_when_there_is_time(self, stream: _Stream) -> None:
         """The caller must then call the pacer's run()."""
-        loop = asyncio.get_running_loop()
-        wait = stream.wait(loop.time()) if stream.interval else 0.0
-        if wait > 0:
-            if stream.timer is None:
-                stream.timer = loop.call_later(wait, self._on_time, stream)
-        elif stream.queue():
+        if stream.interval:
+            loop = asyncio.get_running_loop()
+            wait = stream.wait(loop.time())
+            if wait > 0:
+                if stream.timer is None:
+                    stream.timer = loop.call_later(wait, self._on_time, stream)
+                return
+        if stream.queue():
             self._pacer.add(stream, first=stream.is_new)
 
     def _on_time(self, stream: _Stream) -> None:

@@ -337,13 +337,13 @@ class CallOutput:
         index: int,
         *,
         closing: bool = False,
-    ) -> Iterator[pb.GenerateResponse]:
+    ) -> Iterable[pb.GenerateResponse]:
         """None, or an empty piece, makes no delta. closing: the piece was held back until now and
         is sent because the index ends."""
         if piece is None or (isinstance(piece, Piece) and not (piece.ids or piece.texts)):
-            return
-        for part in piece.parts(self._options.delta_tokens):
-            yield self._delta(state, part, index, closing=closing)
+            return ()
+        parts = piece.parts(self._options.delta_tokens)
+        return (self._delta(state, part, index, closing=closing) for part in parts)
 
     def _delta(
         self, state: IndexState, piece: Piece | AnswerPiece, index: int, *, closing: bool

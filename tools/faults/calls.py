@@ -175,8 +175,8 @@ SENDING = (
     Fault(
         "quire: whatever has come is one message",
         "service/rpc/responses.py",
-        "        for part in piece.parts(self._options.delta_tokens):\n",
-        "        for part in piece.parts(1 << 40):\n",
+        "        parts = piece.parts(self._options.delta_tokens)\n",
+        "        parts = piece.parts(1 << 40)\n",
         (ENDS + "no_message_is_larger_than_a_mebibyte_whatever_has_come",),
     ),
     Fault(
