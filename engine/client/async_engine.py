@@ -285,6 +285,10 @@ class AsyncEngine:
         """The latest snapshot received."""
         return self._stats
 
+    def running(self) -> int:
+        """Requests that run, by that snapshot."""
+        return self._stats.running
+
     def step_times(self) -> StepTimes | None:
         """Durations of the steps so far; None before the engine is ready."""
         return self._step_times

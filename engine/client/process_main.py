@@ -73,7 +73,8 @@ class Channel:
 
     def publish(self, batch: Batch) -> None:
         """Send it, or keep it: never blocks."""
-        self._flush()
+        if self._unsent:
+            self._flush()
         if self._unsent:
             self._late = batch if self._late is None else joined(self._late, batch)
         else:

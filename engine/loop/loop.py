@@ -111,7 +111,7 @@ class EngineLoop:
 
     def announce(self) -> None:
         """Publish the statistics as they are before the first command."""
-        self._hold([])
+        self._hold([], idle=True)
         self._publish_held()
 
     def run(self) -> None:
@@ -163,7 +163,7 @@ class EngineLoop:
         idle = not self._engine.core.has_requests
         overdue = time.monotonic() - self._stats_at >= STATS_SECONDS
         if outputs or idle or overdue or self._answers:
-            self._hold(outputs)
+            self._hold(outputs, idle=idle)
         self._outputs = []
         if idle or len(outputs) <= AT_ONCE:
             self._publish_held()
@@ -190,14 +190,14 @@ class EngineLoop:
             commands = self._inbox.take(wait=False)
         return commands
 
-    def _hold(self, outputs: list[Output]) -> None:
+    def _hold(self, outputs: list[Output], *, idle: bool) -> None:
         self._held = batch = Batch(outputs, blocks=self._watch.take())
         if self._answers:
             batch.answers = self._take_answers()
         core, scheduler, now = self._engine.core, self._engine.core.scheduler, time.monotonic()
         load = scheduler.num_running, scheduler.num_waiting, scheduler.counters.prompt_tokens
         late = now - self._stats_at >= STATS_SECONDS
-        if late or load != self._load or not core.has_requests or batch.answers:
+        if idle or late or load != self._load or batch.answers:
             batch.stats, batch.step_times = self._engine.stats(), core.step_times
             self._load, self._stats_at = load, now
         else:  # little has changed but counters, which the next batch tells

@@ -192,12 +192,9 @@ def check_prompt_logprobs(request: pb.GenerateRequest, faults: Faults) -> None:
         faults.add("prompt_logprobs", request.prompt_logprobs, words)
 
 
-def prompt_logprobs_of(given: Mapping[str, Any], prompt_tokens: int) -> int | None:
-    """How many of the best at each position of a prompt; None: none at all. Raises Refusal if there
-    would be too many."""
-    top: int | None = given.get("prompt_logprobs")
-    if top is None:
-        return None
+def prompt_logprobs_of(top: int, prompt_tokens: int) -> int:
+    """How many of the best at each position of a prompt. Raises Refusal if there would be too
+    many."""
     count = prompt_tokens * (1 + top)
     if count > MAX_JUDGED:
         raise invalid_field(

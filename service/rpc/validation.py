@@ -167,7 +167,9 @@ class Validator:
             if of_chat or "constraint" in given
             else None,
             user=given.get("user", ""),
-            prompt_logprobs=prompt_logprobs_of(given, len(prompt)),
+            prompt_logprobs=prompt_logprobs_of(given["prompt_logprobs"], len(prompt))
+            if "prompt_logprobs" in given
+            else None,
         )
         if generation.constraint is not None:
             self.constraints.check(generation)
@@ -182,9 +184,11 @@ class Validator:
             if of_chat or "parse_output" in given
             else None,
         )
-        check_wanted(wanted)
-        request_id = given.get("request_id") or self._random.id()
-        return Accepted(request_id, generation, options, self._resume(generation, options))
+        request_id, resumed = given.get("request_id") or self._random.id(), None
+        if generation.resume_token_ids:
+            check_wanted(wanted)
+            resumed = self._resume(generation, options)
+        return Accepted(request_id, generation, options, resumed)
 
     def _stops(self, given: Iterable[str]) -> StopAutomaton | None:
         stops = [stop for stop in given if stop not in self._silent]
@@ -200,7 +204,7 @@ class Validator:
         return made or constraints.constraint_of(request, thinking)
 
     def _resume(self, generation: GenerationRequest, options: TextOptions) -> Resumed | None:
-        if options.ids_only or not generation.resume_token_ids:
+        if options.ids_only:
             return None
         stream = open_stream(self._model.tokenizer, generation, options)
         return Resumed(stream, stream.replay(generation.resume_token_ids))
@@ -237,7 +241,8 @@ class Validator:
             faults.add("sampling.stop", len(sampling["stop"]), "no text is made with ids_only")
         if "ids_only" in given and "include_stop_str_in_output" in sampling:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
-        faults.raise_if_any()
+        if faults.found:
+            faults.raise_if_any()
 
     def _sampling(
         self, given: Mapping[str, Any], prompt_tokens: int
