@@ -157,9 +157,9 @@ TEXT = (
     ),
     Fault(
         "quire: a special token as stop string never matches",
-        "service/rpc/sampling.py",
-        '            values["stop_token_ids"] = (*ids, *stop_tokens)\n',
-        '            values["stop_token_ids"] = ids\n',
+        "service/rpc/validation.py",
+        '        values["stop_token_ids"] = (*ids, *stop_tokens)\n',
+        '        values["stop_token_ids"] = ids\n',
         (ENDS + "a_special_token_as_stop_string_matches_as_its_id",),
     ),
     Fault(
