@@ -250,8 +250,9 @@ class Validator:
         """The values given, else the model's, else greedy; with the ids that stand for stop
         strings."""
         values, stop_tokens = {**self._defaults, **given}, dict[int, str]()
-        for name in OUR_OWN & given.keys():
-            del values[name]
+        for name in OUR_OWN:
+            if name in given:
+                del values[name]
         if "stop" in given or "stop_token_ids" in given:
             ids = tuple(values["stop_token_ids"])
             silent = {self._silent[s]: s for s in given.get("stop", ()) if s in self._silent}
