@@ -78,7 +78,8 @@ class Channel:
         if self._unsent:
             self._late = batch if self._late is None else joined(self._late, batch)
         else:
-            self.say(wire.pack_batch(batch))
+            self._unsent += wire.frame(wire.pack_batch(batch))
+            self._flush()
 
     def say(self, message: wire.Message) -> None:
         """Send a message after all earlier ones, as soon as the socket takes it."""

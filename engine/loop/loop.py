@@ -153,7 +153,7 @@ class EngineLoop:
     def _turn(self) -> bool:
         """Take commands, run one turn of the core, publish. Returns False to stop."""
         commands = self._take()
-        if any(type(command) is Stop for command in commands):
+        if Stop in map(type, commands):
             return False
         self._outputs = outputs = []
         for command in commands:
