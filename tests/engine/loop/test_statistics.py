@@ -1,6 +1,7 @@
 """Statistics go with a batch where they say something new, and with every other one at least."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from support.benchmark_code import fake_device
@@ -56,7 +57,7 @@ def test_a_first_token_goes_without_and_no_two_batches_in_a_row() -> None:
     started, first, *_ = batches
     assert started.outputs[0].started and started.stats is not None
     assert first.outputs[0].token_ids and first.stats is None
-    assert all(one or other for one, other in zip(told, told[1:], strict=False))
+    assert all(one or other for one, other in pairwise(told))
     assert batches[-1].stats is not None and batches[-1].stats.generated == TOKENS
 
 
