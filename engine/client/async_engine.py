@@ -160,7 +160,12 @@ class AsyncEngine:
         progress(stage, share) is called on the event loop, share from 0 to 1. Raises QuireError.
         """
         loop = asyncio.get_running_loop()
-        self._new_calls = NewCalls(loop.call_later, self._answer)
+
+        def later(seconds: float, call: Callable[[], None]) -> None:
+            """From the loop's next turn on: a new call's Submit does not wait for its timer."""
+            loop.call_soon(loop.call_later, seconds, call)
+
+        self._new_calls = NewCalls(later, self._answer)
         self._pacer = Pacer(loop.call_later, self._link.loop_share, self._new_calls.coming)
         self._died: asyncio.Future[str] = loop.create_future()
         report = progress or (lambda _stage, _share: None)

@@ -5,14 +5,13 @@ the value and the limit. No field is accepted and ignored. All simple faults of 
 reported together.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from quire.engine.request import Constraint, GenerationRequest, SamplingParams
+from quire.engine.request import Constraint, GenerationRequest
 from quire.service.answers.events import Reading
 from quire.service.errors import invalid_field, unknown_model
 from quire.service.rpc import constraints, tool_constraint
@@ -21,18 +20,16 @@ from quire.service.rpc.answer_stream import AnswerStream
 from quire.service.rpc.constraints import Compiler, check_constraint
 from quire.service.rpc.field_faults import (
     Faults,
-    check_allowed,
     check_call,
     check_prompt_logprobs,
     check_resume,
-    check_sampling,
-    check_stops,
     given_of,
     prompt_logprobs_of,
 )
 from quire.service.rpc.prompts import Prompts
 from quire.service.rpc.random_numbers import RandomNumbers
 from quire.service.rpc.salt import effective_salt
+from quire.service.rpc.sampling import Asked, Sampling
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
 from quire.service.text.text_stream import TextStream
@@ -46,8 +43,6 @@ INLINE_IDS = 4096  # more of them are looked at on another thread, off the event
 DELTA_BYTES = 256 << 10
 _TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
 _ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
-# Sampling's fields that the service sees to. Any other is the engine's, or `SamplingParams` raises.
-OUR_OWN = frozenset({"n", "stop", "include_stop_str_in_output"})
 _NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
 
 
@@ -100,9 +95,9 @@ class Validator:
         long."""
         self._model = model
         self.workers = workers
-        self._defaults = _defaults(model)
-        self._random = RandomNumbers()
         self.prompts = Prompts(model)
+        self._random = RandomNumbers()
+        self._sampling = Sampling(model, self._random, self.prompts.longest)
         tokenizer = model.tokenizer
         parts = tokenizer, model.info.vocab_size, model.eos_token_ids
         if compiler is None or compiler.parts != parts:
@@ -112,15 +107,13 @@ class Validator:
 
     def check(self, request: pb.GenerateRequest) -> None:
         """Raise Refusal for every fault that shows without the prompt being read."""
-        self._check(request, given_of(request), given_of(request.sampling))
+        self._check(request, given_of(request), self._sampling.asked(request.sampling))
 
-    def _check(
-        self, request: pb.GenerateRequest, given: Mapping[str, Any], sampling: Mapping[str, Any]
-    ) -> None:
-        """given, sampling: as `given_of` has them."""
+    def _check(self, request: pb.GenerateRequest, given: Mapping[str, Any], asked: Asked) -> None:
+        """given: the fields that are set. asked: sampling's."""
         if given.get("model", self._model.name) != self._model.name:
             raise unknown_model(request.model, self._model.name)
-        self._check_fields(request, given, sampling)
+        self._check_fields(request, given, asked)
         self.prompts.check(request)
 
     async def validate(
@@ -128,14 +121,14 @@ class Validator:
     ) -> Accepted:
         """key: the engine's name for it; tenant: whose cache entries it may share; client: whose
         share of the machine it uses. Raises Refusal."""
-        given, sampling = given_of(request), given_of(request.sampling)
-        self._check(request, given, sampling)
+        given, asked = given_of(request), self._sampling.asked(request.sampling)
+        self._check(request, given, asked)
         if self._model.info.embeds_only:
             raise invalid_field("model", f"{self._model.name}: {_NO_HEAD}")
 
-        read = partial(self._read, request, given, sampling, key, tenant, client)
+        read = partial(self._read, request, given, asked, key, tenant, client)
         short = "token_ids" in given and len(given["token_ids"].ids) <= INLINE_IDS
-        grows = "stop" in sampling or "resume_token_ids" in given or "constraint" in given
+        grows = "stop" in asked.given or "resume_token_ids" in given or "constraint" in given
         if short and not grows:
             return read(lambda: True)
         return await self.workers.run(read, client, request.ByteSize())
@@ -144,7 +137,7 @@ class Validator:
         self,
         request: pb.GenerateRequest,
         given: Mapping[str, Any],
-        sampling: Mapping[str, Any],
+        asked: Asked,
         key: int,
         tenant: str,
         client: str,
@@ -152,8 +145,8 @@ class Validator:
     ) -> Accepted:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
         prompt, thinking = self.prompts.read(request, wanted)
-        params, stop_tokens = self._sampling(sampling, len(prompt))
-        of_chat = "chat" in given
+        params, stop_tokens = self._sampling.params(asked, len(prompt))
+        sampling, of_chat = asked.given, "chat" in given
         generation = GenerationRequest(
             key=key,
             prompt_token_ids=prompt,
@@ -222,15 +215,13 @@ class Validator:
     # ------------------------------------------------------------ fields
 
     def _check_fields(
-        self, request: pb.GenerateRequest, given: Mapping[str, Any], sampling: Mapping[str, Any]
+        self, request: pb.GenerateRequest, given: Mapping[str, Any], asked: Asked
     ) -> None:
-        faults, vocab_size = Faults(), self._model.info.vocab_size
+        faults, sampling = Faults(), asked.given
         check_call(given, faults)
         if "prompt_logprobs" in given:
             check_prompt_logprobs(request, faults)
-        check_sampling(sampling, faults, vocab_size)
-        if "stop" in sampling:
-            check_stops(sampling, self._silent, faults)
+        self._sampling.check(asked, faults)
         if "resume_token_ids" in given:
             check_resume(request, faults, self._model.info)
         if "parse_output" in given:
@@ -243,41 +234,6 @@ class Validator:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
         if faults.found:
             faults.raise_if_any()
-
-    def _sampling(
-        self, given: Mapping[str, Any], prompt_tokens: int
-    ) -> tuple[SamplingParams, dict[int, str]]:
-        """The values given, else the model's, else greedy; with the ids that stand for stop
-        strings."""
-        values, stop_tokens = {**self._defaults, **given}, dict[int, str]()
-        for name in OUR_OWN:
-            if name in given:
-                del values[name]
-        if "stop" in given or "stop_token_ids" in given:
-            ids = tuple(values["stop_token_ids"])
-            silent = {self._silent[s]: s for s in given.get("stop", ()) if s in self._silent}
-            stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
-            values["stop_token_ids"] = (*ids, *stop_tokens)
-        if "logit_bias" in given:
-            values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
-        for name in ("allowed_token_ids", "banned_token_ids"):
-            if name in given:
-                values[name] = tuple(sorted(set(values[name])))
-        if values["top_k"] >= self._model.info.vocab_size:
-            values["top_k"] = 0
-        if values["seed"] is None:
-            values["seed"] = self._random.seed()
-        if values["max_tokens"] is None:
-            values["max_tokens"] = self.prompts.longest + 1 - prompt_tokens
-        params = SamplingParams(**values)
-        if params.min_tokens > params.max_tokens:
-            raise invalid_field(
-                "sampling.min_tokens",
-                f"{params.min_tokens}: is more than sampling.max_tokens = {params.max_tokens}",
-            )
-        if params.allowed_token_ids:
-            check_allowed(params)
-        return params, stop_tokens
 
 
 def open_stream(
@@ -292,12 +248,3 @@ def open_stream(
     )
     reading = options.reading
     return text if reading is None else AnswerStream(text, reading, generation, index)
-
-
-def _defaults(model: ServedModel) -> dict[str, Any]:
-    """The sampling parameters of a request that sets none. A value of None is chosen for each
-    request."""
-    values = dataclasses.asdict(SamplingParams(eos_token_ids=model.eos_token_ids))
-    values |= {"seed": None, "max_tokens": None}
-    recommended = dataclasses.asdict(model.info.generation)
-    return values | {name: value for name, value in recommended.items() if value is not None}
