@@ -191,7 +191,7 @@ class EngineLoop:
         return commands
 
     def _hold(self, outputs: list[Output], *, idle: bool) -> None:
-        self._held = batch = Batch(outputs, blocks=self._watch.take())
+        batch = Batch(outputs, blocks=self._watch.take())
         if self._answers:
             batch.answers = self._take_answers()
         core, scheduler, now = self._engine.core, self._engine.core.scheduler, time.monotonic()
@@ -202,6 +202,7 @@ class EngineLoop:
             self._load, self._stats_at = load, now
         else:  # little has changed but counters, which the next batch tells
             self._load = None
+        self._held = batch  # not before: a lost device raises when it is asked for its memory
 
     def _take_answers(self) -> tuple[Answer, ...]:
         pools = self._engine.core.scheduler.pools if None in self._answers else ()

@@ -108,6 +108,13 @@ FAULTS = (
         AFTER_FAULT,
     ),
     Fault(
+        "after a fault: what was to go with failed statistics is said twice",
+        "engine/loop/loop.py",
+        "        batch = Batch(outputs, blocks=self._watch.take())\n",
+        "        self._held = batch = Batch(outputs, blocks=self._watch.take())\n",
+        AFTER_FAULT,
+    ),
+    Fault(
         "after a fault: rows before the ruined one lose their ends",
         "engine/scheduling/completion.py",
         "            self._state.emit(*outputs)  # those of the rows before it are valid\n",
