@@ -3,6 +3,9 @@
 A GenerationRequest goes in; for each of its n indices Outputs come back, the last one with its
 FinishReason. All of it is plain data and may cross threads and processes. For the state of one
 running index see `scheduling.request`.
+
+Invariant: nobody changes a request. It and its sampling parameters are not frozen, as each call
+makes them at both ends of a link: a frozen dataclass takes nine times as long.
 """
 
 import enum
@@ -20,7 +23,7 @@ class FinishReason(enum.Enum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SamplingParams:
     """How tokens are chosen and when generation ends. Every value is explicit.
 
@@ -88,7 +91,7 @@ class Pooling:
     token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GenerationRequest:
     """What the service submits. `key` is chosen by the submitter and unique among live requests.
 

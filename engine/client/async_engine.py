@@ -122,7 +122,9 @@ class _Stream:
         self._ready = self.is_silent = False
         taken, self._pending = list(self._pending.values()), {}
         if self.is_new:
-            self.is_new = not any(output.token_ids for output in taken)
+            for output in taken:
+                if output.token_ids:
+                    self.is_new = False
         if self.interval:
             self._next_at = next_tick(asyncio.get_running_loop().time(), self.interval)
         return taken
@@ -158,7 +160,12 @@ class AsyncEngine:
         progress(stage, share) is called on the event loop, share from 0 to 1. Raises QuireError.
         """
         loop = asyncio.get_running_loop()
-        self._new_calls = NewCalls(loop.call_later, self._answer)
+
+        def later(seconds: float, call: Callable[[], None]) -> None:
+            """From the loop's next turn on: a new call's Submit does not wait for its timer."""
+            loop.call_soon(loop.call_later, seconds, call)
+
+        self._new_calls = NewCalls(later, self._answer)
         self._pacer = Pacer(loop.call_later, self._link.loop_share, self._new_calls.coming)
         self._died: asyncio.Future[str] = loop.create_future()
         report = progress or (lambda _stage, _share: None)
@@ -283,6 +290,10 @@ class AsyncEngine:
         """The latest snapshot received."""
         return self._stats
 
+    def running(self) -> int:
+        """Requests that run, by that snapshot."""
+        return self._stats.running
+
     def step_times(self) -> StepTimes | None:
         """Durations of the steps so far; None before the engine is ready."""
         return self._step_times
@@ -323,8 +334,12 @@ class AsyncEngine:
     # ------------------------------------------------------------ from the engine
 
     def _deliver(self, batches: Sequence[Batch]) -> None:
+        spoken = False
         for batch in batches:
-            self._stats, self._step_times = batch.stats, batch.step_times
+            if batch.stats is not None:
+                self._stats, self._step_times = batch.stats, batch.step_times
+            if batch.outputs:
+                spoken = True
             for output in batch.outputs:
                 stream = self._streams.get(output.key)
                 if stream is not None:
@@ -337,7 +352,7 @@ class AsyncEngine:
                     asked.set_result(answer)
             if batch.blocks:
                 self._hub.deliver(batch.blocks)
-        if any(batch.outputs for batch in batches):
+        if spoken:
             self._awake.stay()
         idle = self._stats.running == self._stats.waiting == 0
         self._pacer.unbounded = idle or self._awake.turning
@@ -357,12 +372,14 @@ class AsyncEngine:
 
     def _wake_when_there_is_time(self, stream: _Stream) -> None:
         """The caller must then call the pacer's run()."""
-        loop = asyncio.get_running_loop()
-        wait = stream.wait(loop.time()) if stream.interval else 0.0
-        if wait > 0:
-            if stream.timer is None:
-                stream.timer = loop.call_later(wait, self._on_time, stream)
-        elif stream.queue():
+        if stream.interval:
+            loop = asyncio.get_running_loop()
+            wait = stream.wait(loop.time())
+            if wait > 0:
+                if stream.timer is None:
+                    stream.timer = loop.call_later(wait, self._on_time, stream)
+                return
+        if stream.queue():
             self._pacer.add(stream, first=stream.is_new)
 
     def _on_time(self, stream: _Stream) -> None:

@@ -83,7 +83,7 @@ class Pacer:
 
     def add(self, stream: Wakeable, *, first: bool) -> None:
         """The stream has outputs; first: its first tokens. The caller must then call `run`."""
-        now, waiting = self._wall(), len(self)
+        now, waiting = self._wall(), len(self._first) + len(self._later)
         if not waiting:
             self._paid_at = now
         (self._first if first else self._later).append((now, stream))
@@ -119,7 +119,7 @@ class Pacer:
             pause = 0.0
         else:
             pause = min(max(-self._credit / self._share, _LEAST_PAUSE), LONGEST_PAUSE)
-        if self:
+        if self._first or self._later:
             self._scheduled = True
             self._call_later(pause, self._turn if pause == 0 else self._after_pause)
         else:
@@ -136,7 +136,7 @@ class Pacer:
 
     def _must_hold(self, now: float) -> bool:
         """Whether new calls go before streams; until one of those has waited `PATIENCE`."""
-        if not self or not self._calls_come():
+        if not (self._first or self._later) or not self._calls_come():
             return False
         return now - min(queue[0][0] for queue in (self._first, self._later) if queue) < PATIENCE
 
@@ -229,9 +229,11 @@ class NewCalls(Generic[_T]):
     def coming(self) -> bool:
         """Whether more calls are likely right now; for at most `PATIENCE`, which the time that
         calls do not hold up restores twice as fast: so, of a flood, at most half is held up."""
+        if not self._follows:
+            return False
         now = self._wall()
         lately = now - self._last_at < QUIET
-        return self._follows and lately and now - self._burst_since < PATIENCE
+        return lately and now - self._burst_since < PATIENCE
 
     def _look(self) -> None:
         due = min(self._last_at + QUIET, self._unanswered_since + LONGEST_QUIET)

@@ -73,11 +73,13 @@ class Channel:
 
     def publish(self, batch: Batch) -> None:
         """Send it, or keep it: never blocks."""
-        self._flush()
+        if self._unsent:
+            self._flush()
         if self._unsent:
             self._late = batch if self._late is None else joined(self._late, batch)
         else:
-            self.say(wire.pack_batch(batch))
+            self._unsent += wire.frame(wire.pack_batch(batch))
+            self._flush()
 
     def say(self, message: wire.Message) -> None:
         """Send a message after all earlier ones, as soon as the socket takes it."""
@@ -123,6 +125,8 @@ class Channel:
             if not size:
                 lifeline.exit_orphaned()
             self._messages += self._frames.feed(self._buffer[:size])
+            if size < _CHUNK:
+                return  # that was all
 
     def _poll_awhile(self) -> None:
         """Look for something to read until there is something, or something to write is left."""
@@ -146,7 +150,8 @@ def joined(first: Batch, later: Batch) -> Batch:
             earlier.join(output)
     answers = first.answers + later.answers
     blocks = kv_events.joined(first.blocks, later.blocks)
-    return Batch(list(outputs.values()), later.stats, later.step_times, answers, blocks)
+    stats, step_times = later.stats or first.stats, later.step_times or first.step_times
+    return Batch(list(outputs.values()), stats, step_times, answers, blocks)
 
 
 def run(

@@ -82,7 +82,7 @@ class Frames:
                 at = end
         if data is self._bytes:
             del self._bytes[:at]
-        else:  # whole messages are read where they are
+        elif at < len(data):  # whole messages are read where they are
             self._bytes += data[at:]
         return messages
 
@@ -137,25 +137,13 @@ def _pack_request(request: GenerationRequest) -> Message:
 
 
 def _unpack_request(packed: Message) -> GenerationRequest:
-    key, prompt, sampling, n, priority, salt, resumed, client, constraint, user, *more = packed
-    pooled, prompt_logprobs = more
-    made = None if constraint is None else Constraint(*constraint)
-    pooling = None if pooled is None else Pooling(pooled)
-    params = SamplingParams(*sampling)
-    return GenerationRequest(
-        key,
-        prompt,
-        params,
-        n,
-        priority,
-        salt,
-        resumed,
-        client,
-        made,
-        user,
-        pooling,
-        prompt_logprobs,
-    )
+    request = GenerationRequest(*packed)
+    request.sampling = SamplingParams(*packed[2])
+    if request.constraint is not None:
+        request.constraint = Constraint(*request.constraint)  # type: ignore[misc]
+    if request.pooling is not None:
+        request.pooling = Pooling(request.pooling)  # type: ignore[arg-type]
+    return request
 
 
 # ---------------------------------------------------------------- outward
@@ -167,7 +155,8 @@ _REFUSALS = {kind.__name__: kind for kind in (ConfigError, ModelError, CapacityE
 def pack_batch(batch: Batch) -> Message:
     """Called once a step: an output that says no more than its tokens is a short tuple."""
     outputs = [_pack_output(output) for output in batch.outputs]
-    times, stats = batch.step_times.values(), tuple(batch.stats)
+    stats = None if batch.stats is None else tuple(batch.stats)
+    times = None if batch.step_times is None else batch.step_times.values()
     blocks = [(*told[:3], [tuple(event) for event in told.events]) for told in batch.blocks]
     return BATCH, outputs, stats, times, batch.answers, blocks
 
@@ -177,8 +166,8 @@ def unpack_batch(packed: Message) -> Batch:
     _, outputs, stats, times, answers, blocks = packed
     return Batch(
         [_unpack_output(output) for output in outputs],
-        EngineStats(*stats),
-        StepTimes(times),
+        None if stats is None else EngineStats(*stats),
+        None if times is None else StepTimes(times),
         answers,
         tuple(
             KvEvents(number, time, kind, tuple(KvEvent(*event) for event in events))

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 # More outputs than this in a step are published only after the next step has been launched, while
 # the loop waits for the device: handling them earlier would delay that launch.
 AT_ONCE = 16
-STATS_SECONDS = 0.05  # how often statistics are published when there is nothing else to publish
+STATS_SECONDS = 0.05  # how old the statistics published last may be, and a step at most
 
 Progress = Callable[[str, float], None]
 
@@ -75,13 +75,13 @@ Answer = bytes | int
 
 @dataclass(slots=True)
 class Batch:
-    """The outcome of one turn of the engine. answers: one for each AskBlockMap (the map) and
-    FlushCache (the number of blocks forgotten), in order. blocks: events of cached blocks, while
-    they are watched."""
+    """The outcome of one turn of the engine. stats and step_times: None where those published last
+    will do. answers: one for each AskBlockMap (the map) and FlushCache (the number of blocks
+    forgotten), in order. blocks: events of cached blocks, while they are watched."""
 
     outputs: list[Output]
-    stats: EngineStats
-    step_times: StepTimes
+    stats: EngineStats | None = None
+    step_times: StepTimes | None = None
     answers: tuple[Answer, ...] = ()
     blocks: tuple[KvEvents, ...] = ()
 
@@ -102,16 +102,16 @@ class EngineLoop:
         self._publish = publish
         self._busy = busy
         self._held: Batch | None = None  # until the engine waits for the device
-        self._published_at = float("-inf")
+        self._stats_at = float("-inf")  # when statistics were taken last
+        self._load: tuple[int, int, int] | None = None  # by those of the last batch, if it had any
         self._answers: list[Answer | None] = []  # not yet sent; None: the map at that time
-        self._stats = EngineStats()  # as published last
         self._outputs: list[Output] = []  # of the current turn's commands, before the core's
         self._watch = KvWatch(engine.core.scheduler.known)
         engine.core.before_wait = self._publish_held
 
     def announce(self) -> None:
         """Publish the statistics as they are before the first command."""
-        self._hold([])
+        self._hold([], idle=True)
         self._publish_held()
 
     def run(self) -> None:
@@ -153,7 +153,7 @@ class EngineLoop:
     def _turn(self) -> bool:
         """Take commands, run one turn of the core, publish. Returns False to stop."""
         commands = self._take()
-        if Stop() in commands:
+        if Stop in map(type, commands):
             return False
         self._outputs = outputs = []
         for command in commands:
@@ -161,9 +161,9 @@ class EngineLoop:
         outputs += self._engine.core.step()
         self._publish_held()  # where the turn had nothing to wait for
         idle = not self._engine.core.has_requests
-        overdue = time.monotonic() - self._published_at >= STATS_SECONDS
+        overdue = time.monotonic() - self._stats_at >= STATS_SECONDS
         if outputs or idle or overdue or self._answers:
-            self._hold(outputs)
+            self._hold(outputs, idle=idle)
         self._outputs = []
         if idle or len(outputs) <= AT_ONCE:
             self._publish_held()
@@ -190,30 +190,40 @@ class EngineLoop:
             commands = self._inbox.take(wait=False)
         return commands
 
-    def _hold(self, outputs: list[Output]) -> None:
-        core = self._engine.core
-        self._stats = self._engine.stats()
-        pools = core.scheduler.pools if None in self._answers else ()
+    def _hold(self, outputs: list[Output], *, idle: bool) -> None:
+        batch = Batch(outputs, blocks=self._watch.take())
+        if self._answers:
+            batch.answers = self._take_answers()
+        core, scheduler, now = self._engine.core, self._engine.core.scheduler, time.monotonic()
+        load = scheduler.num_running, scheduler.num_waiting, scheduler.counters.prompt_tokens
+        late = now - self._stats_at >= STATS_SECONDS
+        if idle or late or load != self._load or batch.answers:
+            batch.stats, batch.step_times = self._engine.stats(), core.step_times
+            self._load, self._stats_at = load, now
+        else:  # little has changed but counters, which the next batch tells
+            self._load = None
+        self._held = batch  # not before: a lost device raises when it is asked for its memory
+
+    def _take_answers(self) -> tuple[Answer, ...]:
+        pools = self._engine.core.scheduler.pools if None in self._answers else ()
         block_map = b"".join([pool.block_map() for pool in pools])
-        answers = tuple(block_map if answer is None else answer for answer in self._answers)
-        self._answers = []
-        self._held = Batch(outputs, self._stats, core.step_times, answers, self._watch.take())
+        asked, self._answers = self._answers, []
+        return tuple(block_map if answer is None else answer for answer in asked)
 
     def _hold_final_outputs(self) -> None:
         """Hold the outputs that the failed turn had made before the fault: they are valid, and may
         finish requests.
 
-        With the statistics as published last: a lost device is not queried.
+        Without new statistics: a lost device is not queried.
         """
         outputs = self._outputs + self._engine.core.drain_after_fault()
         self._publish_held()
         if outputs:
-            self._held = Batch(outputs, self._stats, self._engine.core.step_times)
+            self._held = Batch(outputs)
 
     def _publish_held(self) -> None:
         if self._held is not None:
             batch, self._held = self._held, None
-            self._published_at = time.monotonic()
             self._publish(batch)
 
 

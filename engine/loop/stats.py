@@ -1,4 +1,4 @@
-"""What the engine reports: EngineInfo once, EngineStats as a snapshot after each step."""
+"""What the engine reports: EngineInfo once, EngineStats as a snapshot after a step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class EngineStats(NamedTuple):
     where some layers have a window and others see all. Memory in bytes: memory_allocated and
     memory_peak are rank 0's; rank_memory holds both of every rank, and is empty for one alone.
 
-    A tuple, as each step makes one at both ends of a link: a frozen dataclass takes 6 µs."""
+    A tuple, as steps make one at both ends of a link: a frozen dataclass takes 6 µs."""
 
     running: int = 0
     waiting: int = 0

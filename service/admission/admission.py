@@ -166,7 +166,8 @@ class Admission:
         add(self._queues.setdefault(level, {}), client, n)
         if tokens is not None:
             self._line_up(place, tokens)
-        self._note(free, now)
+        if self.waiting > free:  # otherwise the queue is as short as it was
+            self._note(free, now)
         return place
 
     def _line_up(self, place: Place, tokens: int) -> None:
@@ -303,7 +304,8 @@ class Admission:
 
     def _read(self, place: Place, tokens: int) -> None:
         now = self._clock()
-        self._check_tokens(place.client, place.level, tokens, now)
+        if self.policy.max_waiting_tokens is not None:
+            self._check_tokens(place.client, place.level, tokens, now)
         place.entered_at = now  # the engine has let it wait from now on only
         self._line_up(place, tokens)
 

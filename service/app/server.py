@@ -97,7 +97,7 @@ class Server:
         self._tracer = tracer or make_tracer(settings.service.otlp_endpoint)
         self._workers = PromptWorkers()
         engine.others_work = lambda: self._workers.busy
-        self._admission = Admission(policy(settings), lambda: engine.stats().running)
+        self._admission = Admission(policy(settings), engine.running)
         self._access = self._new_access()
         self.servicer = self._servicer = InferenceServicer(
             self._lifecycle,

@@ -129,32 +129,19 @@ class CallAdmission:
         """serving: None while the model loads. The returned call has been counted as accepted."""
         caller = check_caller(request, context, self._access, self._lifecycle)
         assert serving is not None and not isinstance(request, Malformed)
-        permit = self._access.limits.enter(caller.client)
+        permit, place = self._access.limits.enter(caller.client), None
         try:
-            call = await self._let_in(request, context, serving, caller, permit)
-        except BaseException:
-            permit.end(0)
-            raise
-        return call, serving
-
-    async def _let_in(
-        self,
-        request: pb.GenerateRequest,
-        context: Context,
-        serving: Serving,
-        caller: Caller,
-        permit: Permit,
-    ) -> Call:
-        place = self._access.admission.enter(
-            caller.client,
-            min(max(request.sampling.n, 1), MAX_N),
-            request.priority,
-            None,
-            context.time_remaining(),
-            resumes=bool(request.resume_token_ids),
-        )
-        try:
-            accepted = await self._validate(request, serving, caller)
+            place = self._access.admission.enter(
+                caller.client,
+                min(max(request.sampling.n, 1), MAX_N),
+                request.priority,
+                None,
+                context.time_remaining(),
+                resumes=bool(request.resume_token_ids),
+            )
+            key, validator = serving.engine.new_key(), serving.validator
+            accepted = await validator.validate(request, key, caller.tenant, caller.client)
+            serving.engine.check(accepted.generation)
             self._lifecycle.check()  # it may have changed while a prompt was read
             check_deadline(context)
             permit.take(_most_tokens(accepted.generation))
@@ -162,25 +149,14 @@ class CallAdmission:
             if self._access.log_prompts:
                 fields = {"request_id": accepted.request_id, "prompt": _shown_prompt(request)}
                 log.info("request accepted", extra={"fields": fields})
-            return self._open(accepted, place, permit, serving)
-        except BaseException:
-            place.leave()
+            return self._open(accepted, place, permit, serving), serving
+        except BaseException as error:
+            if place is not None:
+                place.leave()
+            permit.end(0)
+            if isinstance(error, RequestError):
+                raise unable(_FIELDS.get(error.field, error.field), error) from error
             raise
-
-    async def _validate(
-        self, request: pb.GenerateRequest, serving: Serving, caller: Caller
-    ) -> Accepted:
-        try:
-            key = serving.engine.new_key()
-            accepted = await serving.validator.validate(request, key, caller.tenant, caller.client)
-            serving.engine.check(accepted.generation)
-        except RequestError as error:
-            raise unable(_FIELDS.get(error.field, error.field), error) from error
-        except Refusal:
-            raise
-        except Exception as error:
-            raise fault(error) from error
-        return accepted
 
     def _open(self, accepted: Accepted, place: Place, permit: Permit, serving: Serving) -> Call:
         """The call is now accepted, and its end will be counted."""

@@ -76,6 +76,14 @@ class Faults:
             raise invalid(self.found)
 
 
+def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raise Refusal if one of the ids is not in the vocabulary."""
+    if ids and max(ids) >= vocab_size:
+        faults = Faults()
+        faults.ids(field, ids, vocab_size)
+        faults.raise_if_any()
+
+
 def given_of(message: Message) -> dict[str, Any]:
     """The fields that are set, by name: of those without presence, all that are not their default;
     no list that is empty."""
@@ -102,8 +110,14 @@ def _check_request_id(request_id: str, faults: Faults) -> None:
 
 def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
     for name, value in given.items():
-        if name in RANGES or name in OPEN_RANGES:
-            _check_number(name, value, faults)
+        if name in RANGES:
+            low, high = RANGES[name]
+            if not low <= value <= high:  # false for a NaN too
+                _add_number(name, value, faults)
+        elif name in OPEN_RANGES:
+            low, high = OPEN_RANGES[name]
+            if not low < value <= high:
+                _add_number(name, value, faults)
     if given.get("max_tokens", 1) < 1:
         faults.add("sampling.max_tokens", given["max_tokens"], "must be at least 1")
     if "stop" in given:
@@ -136,7 +150,8 @@ def _check_edits(name: str, ids: Any, faults: Faults, vocab_size: int) -> None:
         faults.between(where, bias, -MAX_BIAS, MAX_BIAS)
 
 
-def _check_number(name: str, value: float, faults: Faults) -> None:
+def _add_number(name: str, value: float, faults: Faults) -> None:
+    """The fault of a number that is out of its range."""
     if not math.isfinite(value):
         faults.add(f"sampling.{name}", value, "must be a finite number")
     elif name in OPEN_RANGES:
@@ -146,9 +161,7 @@ def _check_number(name: str, value: float, faults: Faults) -> None:
 
 
 def check_allowed(params: SamplingParams) -> None:
-    """Raise Refusal if a token is required and no id may be sampled."""
-    if not params.allowed_token_ids:
-        return
+    """Raise Refusal if a token is required and none of the ids that are allowed may be sampled."""
     allowed = set(params.allowed_token_ids).difference(params.banned_token_ids)
     if not allowed:
         raise invalid_field("sampling.allowed_token_ids", "all of them are in banned_token_ids")
@@ -179,12 +192,9 @@ def check_prompt_logprobs(request: pb.GenerateRequest, faults: Faults) -> None:
         faults.add("prompt_logprobs", request.prompt_logprobs, words)
 
 
-def prompt_logprobs_of(given: Mapping[str, Any], prompt_tokens: int) -> int | None:
-    """How many of the best at each position of a prompt; None: none at all. Raises Refusal if there
-    would be too many."""
-    top: int | None = given.get("prompt_logprobs")
-    if top is None:
-        return None
+def prompt_logprobs_of(top: int, prompt_tokens: int) -> int:
+    """How many of the best at each position of a prompt. Raises Refusal if there would be too
+    many."""
     count = prompt_tokens * (1 + top)
     if count > MAX_JUDGED:
         raise invalid_field(

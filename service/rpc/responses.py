@@ -99,6 +99,8 @@ class CallOutput:
         self.sampled = 0  # tokens received from the engine, sent to the client or not
         resumed = accepted.resumed
         self._replayed = None if resumed is None else resumed.match
+        # The resumed ids hold a stop string: `complete` is the whole answer.
+        self.already_complete = self._replayed is not None
         self._accepted = accepted
 
     @property
@@ -118,11 +120,6 @@ class CallOutput:
         if accepted.resumed is not None:
             return accepted.resumed.stream  # the only one: n is 1
         return open_stream(self._tokenizer, accepted.generation, accepted.text, index)
-
-    @property
-    def already_complete(self) -> bool:
-        """Whether the resumed ids hold a stop string: then `complete` is the whole answer."""
-        return self._replayed is not None
 
     def complete(self) -> Iterator[pb.GenerateResponse]:
         """The answer to a call that is already complete."""
@@ -337,13 +334,13 @@ class CallOutput:
         index: int,
         *,
         closing: bool = False,
-    ) -> Iterator[pb.GenerateResponse]:
+    ) -> Iterable[pb.GenerateResponse]:
         """None, or an empty piece, makes no delta. closing: the piece was held back until now and
         is sent because the index ends."""
         if piece is None or (isinstance(piece, Piece) and not (piece.ids or piece.texts)):
-            return
-        for part in piece.parts(self._options.delta_tokens):
-            yield self._delta(state, part, index, closing=closing)
+            return ()
+        parts = piece.parts(self._options.delta_tokens)
+        return (self._delta(state, part, index, closing=closing) for part in parts)
 
     def _delta(
         self, state: IndexState, piece: Piece | AnswerPiece, index: int, *, closing: bool

@@ -169,7 +169,9 @@ class InferenceServicer:
     ) -> tuple[Call, Serving]:
         """Accept the call, which is then open, or refuse it."""
         try:
-            call, serving = await self._call_admission.accept(request, context, self.serving)
+            call, serving = await self._call_admission.accept(
+                request, context, self.answers.serving
+            )
         except grpc.aio.BaseError:
             raise  # the client has gone
         except Exception as error:

@@ -5,14 +5,13 @@ the value and the limit. No field is accepted and ignored. All simple faults of 
 reported together.
 """
 
-import dataclasses
-import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from quire.engine.request import Constraint, GenerationRequest, SamplingParams
+from quire.engine.request import Constraint, GenerationRequest
 from quire.service.answers.events import Reading
 from quire.service.errors import invalid_field, unknown_model
 from quire.service.rpc import constraints, tool_constraint
@@ -21,17 +20,16 @@ from quire.service.rpc.answer_stream import AnswerStream
 from quire.service.rpc.constraints import Compiler, check_constraint
 from quire.service.rpc.field_faults import (
     Faults,
-    check_allowed,
     check_call,
     check_prompt_logprobs,
     check_resume,
-    check_sampling,
-    check_stops,
     given_of,
     prompt_logprobs_of,
 )
 from quire.service.rpc.prompts import Prompts
+from quire.service.rpc.random_numbers import RandomNumbers
 from quire.service.rpc.salt import effective_salt
+from quire.service.rpc.sampling import Asked, Sampling
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.stop_strings import StopAutomaton, StopMatch
 from quire.service.text.text_stream import TextStream
@@ -45,8 +43,6 @@ INLINE_IDS = 4096  # more of them are looked at on another thread, off the event
 DELTA_BYTES = 256 << 10
 _TEXT_BYTES = 3  # in a text, at most, for each byte of a token: U+FFFD
 _ID_BYTES, _LOGPROB_BYTES = 8, 48  # of a delta, at most, beside the tokens' own bytes
-# Sampling's fields that the service sees to. Any other is the engine's, or `SamplingParams` raises.
-OUR_OWN = frozenset({"n", "stop", "include_stop_str_in_output"})
 _NO_HEAD = "has no output head and writes nothing: it makes embeddings (Embed)"
 
 
@@ -99,8 +95,9 @@ class Validator:
         long."""
         self._model = model
         self.workers = workers
-        self._defaults = _defaults(model)
         self.prompts = Prompts(model)
+        self._random = RandomNumbers()
+        self._sampling = Sampling(model, self._random, self.prompts.longest)
         tokenizer = model.tokenizer
         parts = tokenizer, model.info.vocab_size, model.eos_token_ids
         if compiler is None or compiler.parts != parts:
@@ -110,15 +107,13 @@ class Validator:
 
     def check(self, request: pb.GenerateRequest) -> None:
         """Raise Refusal for every fault that shows without the prompt being read."""
-        self._check(request, given_of(request), given_of(request.sampling))
+        self._check(request, given_of(request), self._sampling.asked(request.sampling))
 
-    def _check(
-        self, request: pb.GenerateRequest, given: Mapping[str, Any], sampling: Mapping[str, Any]
-    ) -> None:
-        """given, sampling: as `given_of` has them."""
+    def _check(self, request: pb.GenerateRequest, given: Mapping[str, Any], asked: Asked) -> None:
+        """given: the fields that are set. asked: sampling's."""
         if given.get("model", self._model.name) != self._model.name:
             raise unknown_model(request.model, self._model.name)
-        self._check_fields(request, given, sampling)
+        self._check_fields(request, given, asked)
         self.prompts.check(request)
 
     async def validate(
@@ -126,16 +121,14 @@ class Validator:
     ) -> Accepted:
         """key: the engine's name for it; tenant: whose cache entries it may share; client: whose
         share of the machine it uses. Raises Refusal."""
-        given, sampling = given_of(request), given_of(request.sampling)
-        self._check(request, given, sampling)
+        given, asked = given_of(request), self._sampling.asked(request.sampling)
+        self._check(request, given, asked)
         if self._model.info.embeds_only:
             raise invalid_field("model", f"{self._model.name}: {_NO_HEAD}")
 
-        def read(wanted: Wanted) -> Accepted:
-            return self._read(request, given, sampling, key, tenant, client, wanted)
-
-        short = "token_ids" in given and len(request.token_ids.ids) <= INLINE_IDS
-        grows = "stop" in sampling or "resume_token_ids" in given or "constraint" in given
+        read = partial(self._read, request, given, asked, key, tenant, client)
+        short = "token_ids" in given and len(given["token_ids"].ids) <= INLINE_IDS
+        grows = "stop" in asked.given or "resume_token_ids" in given or "constraint" in given
         if short and not grows:
             return read(lambda: True)
         return await self.workers.run(read, client, request.ByteSize())
@@ -144,7 +137,7 @@ class Validator:
         self,
         request: pb.GenerateRequest,
         given: Mapping[str, Any],
-        sampling: Mapping[str, Any],
+        asked: Asked,
         key: int,
         tenant: str,
         client: str,
@@ -152,7 +145,8 @@ class Validator:
     ) -> Accepted:
         """All that grows with the prompt, the stop strings and the resumed ids; on any thread."""
         prompt, thinking = self.prompts.read(request, wanted)
-        params, stop_tokens = self._sampling(sampling, len(prompt))
+        params, stop_tokens = self._sampling.params(asked, len(prompt))
+        sampling, of_chat = asked.given, "chat" in given
         generation = GenerationRequest(
             key=key,
             prompt_token_ids=prompt,
@@ -162,24 +156,36 @@ class Validator:
             cache_salt=effective_salt(tenant, given.get("cache_salt", "")),
             resume_token_ids=tuple(given.get("resume_token_ids", ())),
             client=client,
-            constraint=self._constraint(request, thinking),
+            constraint=self._constraint(request, thinking)
+            if of_chat or "constraint" in given
+            else None,
             user=given.get("user", ""),
-            prompt_logprobs=prompt_logprobs_of(given, len(prompt)),
+            prompt_logprobs=prompt_logprobs_of(given["prompt_logprobs"], len(prompt))
+            if "prompt_logprobs" in given
+            else None,
         )
-        self.constraints.check(generation)
-        stops = [stop for stop in sampling.get("stop", ()) if stop not in self._silent]
+        if generation.constraint is not None:
+            self.constraints.check(generation)
         ids_only = "ids_only" in given
         options = TextOptions(
-            StopAutomaton(stops) if stops else None,
+            self._stops(sampling["stop"]) if "stop" in sampling else None,
             stop_tokens,
             sampling.get("include_stop_str_in_output", False),
             ids_only,
             self._delta_tokens(generation, ids_only),
-            reading_of(request, self._model.family, thinking),
+            reading_of(request, self._model.family, thinking)
+            if of_chat or "parse_output" in given
+            else None,
         )
-        check_wanted(wanted)
-        request_id = given.get("request_id") or secrets.token_hex(16)
-        return Accepted(request_id, generation, options, self._resume(generation, options))
+        request_id, resumed = given.get("request_id") or self._random.id(), None
+        if generation.resume_token_ids:
+            check_wanted(wanted)
+            resumed = self._resume(generation, options)
+        return Accepted(request_id, generation, options, resumed)
+
+    def _stops(self, given: Iterable[str]) -> StopAutomaton | None:
+        stops = [stop for stop in given if stop not in self._silent]
+        return StopAutomaton(stops) if stops else None
 
     def _constraint(self, request: pb.GenerateRequest, thinking: Thinking) -> Constraint | None:
         """The request's constraint, or the one that makes its tool calls valid. Raises Refusal."""
@@ -191,7 +197,7 @@ class Validator:
         return made or constraints.constraint_of(request, thinking)
 
     def _resume(self, generation: GenerationRequest, options: TextOptions) -> Resumed | None:
-        if options.ids_only or not generation.resume_token_ids:
+        if options.ids_only:
             return None
         stream = open_stream(self._model.tokenizer, generation, options)
         return Resumed(stream, stream.replay(generation.resume_token_ids))
@@ -209,15 +215,13 @@ class Validator:
     # ------------------------------------------------------------ fields
 
     def _check_fields(
-        self, request: pb.GenerateRequest, given: Mapping[str, Any], sampling: Mapping[str, Any]
+        self, request: pb.GenerateRequest, given: Mapping[str, Any], asked: Asked
     ) -> None:
-        faults, vocab_size = Faults(), self._model.info.vocab_size
+        faults, sampling = Faults(), asked.given
         check_call(given, faults)
         if "prompt_logprobs" in given:
             check_prompt_logprobs(request, faults)
-        check_sampling(sampling, faults, vocab_size)
-        if "stop" in sampling:
-            check_stops(sampling, self._silent, faults)
+        self._sampling.check(asked, faults)
         if "resume_token_ids" in given:
             check_resume(request, faults, self._model.info)
         if "parse_output" in given:
@@ -228,40 +232,8 @@ class Validator:
             faults.add("sampling.stop", len(sampling["stop"]), "no text is made with ids_only")
         if "ids_only" in given and "include_stop_str_in_output" in sampling:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
-        faults.raise_if_any()
-
-    def _sampling(
-        self, given: Mapping[str, Any], prompt_tokens: int
-    ) -> tuple[SamplingParams, dict[int, str]]:
-        """The values given, else the model's, else greedy; with the ids that stand for stop
-        strings."""
-        values = {**self._defaults, **given}
-        for name in OUR_OWN:
-            values.pop(name, None)
-        ids, stop_tokens = tuple(values["stop_token_ids"]), {}
-        if "stop" in given:
-            silent = {self._silent[stop]: stop for stop in given["stop"] if stop in self._silent}
-            stop_tokens = {i: stop for i, stop in silent.items() if i not in ids}
-        values["stop_token_ids"] = (*ids, *stop_tokens)
-        if "logit_bias" in given:
-            values["logit_bias"] = tuple(sorted(dict(values["logit_bias"]).items()))
-        for name in ("allowed_token_ids", "banned_token_ids"):
-            if name in given:
-                values[name] = tuple(sorted(set(values[name])))
-        if values["top_k"] >= self._model.info.vocab_size:
-            values["top_k"] = 0
-        if values["seed"] is None:
-            values["seed"] = secrets.randbits(64)
-        if values["max_tokens"] is None:
-            values["max_tokens"] = self.prompts.longest + 1 - prompt_tokens
-        params = SamplingParams(**values)
-        if params.min_tokens > params.max_tokens:
-            raise invalid_field(
-                "sampling.min_tokens",
-                f"{params.min_tokens}: is more than sampling.max_tokens = {params.max_tokens}",
-            )
-        check_allowed(params)
-        return params, stop_tokens
+        if faults.found:
+            faults.raise_if_any()
 
 
 def open_stream(
@@ -276,12 +248,3 @@ def open_stream(
     )
     reading = options.reading
     return text if reading is None else AnswerStream(text, reading, generation, index)
-
-
-def _defaults(model: ServedModel) -> dict[str, Any]:
-    """The sampling parameters of a request that sets none. A value of None is chosen for each
-    request."""
-    values = dataclasses.asdict(SamplingParams(eos_token_ids=model.eos_token_ids))
-    values |= {"seed": None, "max_tokens": None}
-    recommended = dataclasses.asdict(model.info.generation)
-    return values | {name: value for name, value in recommended.items() if value is not None}

@@ -11,7 +11,7 @@ linear in what it handles: nothing that waits is joined or looked at again.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from quire.engine.request import TokenLogprob
 from quire.service.text.detokenizer import Detokenizer
@@ -36,18 +36,15 @@ class Piece:
         """All of it."""
         return "".join(self.texts)
 
-    def parts(self, size: int) -> Iterator["Piece"]:
+    def parts(self, size: int) -> Iterable["Piece"]:
         """Pieces of at most this many tokens each, which together are this one."""
         if len(self.ids) <= size:
-            yield self
-            return
-        for at in range(0, len(self.ids), size):
-            part = slice(at, at + size)
-            yield Piece(
-                self.ids[part],
-                self.texts[part],
-                None if self.logprobs is None else self.logprobs[part],
-            )
+            return (self,)
+        return (self._part(slice(at, at + size)) for at in range(0, len(self.ids), size))
+
+    def _part(self, part: slice) -> "Piece":
+        logprobs = None if self.logprobs is None else self.logprobs[part]
+        return Piece(self.ids[part], self.texts[part], logprobs)
 
 
 class TextStream:

@@ -15,7 +15,7 @@ from quire.clients.openai import chat
 from quire.clients.prompts import SAMPLING_FIELDS, Options, build_request
 from quire.engine.request import SamplingParams
 from quire.service.rpc.field_faults import OPEN_RANGES, RANGES
-from quire.service.rpc.validation import OUR_OWN
+from quire.service.rpc.sampling import OUR_OWN
 from quire.v1 import inference_pb2 as pb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def value_of(name: str) -> Any:
 
 def test_the_engine_takes_what_the_service_does_not_see_to() -> None:
     known = {field.name for field in dataclasses.fields(SamplingParams)} - {"eos_token_ids"}
-    assert set(FIELDS) - OUR_OWN == known, "engine/request.py and service/rpc/validation.py"
+    assert set(FIELDS) - OUR_OWN == known, "engine/request.py and service/rpc/sampling.py"
 
 
 def test_every_number_has_a_range() -> None:

@@ -5,6 +5,7 @@ from faults.fault import Fault
 HOLDS = "tests/service/rpc/test_what_a_call_holds.py::test_"
 ENDS = "tests/service/rpc/test_what_ends_a_call.py::test_"
 WORKERS = "tests/service/text/test_prompt_workers.py::test_"
+SAMPLED = "tests/service/rpc/test_sampling.py::test_"
 LINEAR = "tests/service/text/test_linear_text.py::test_"
 
 LETTING_IN = (
@@ -157,9 +158,9 @@ TEXT = (
     ),
     Fault(
         "quire: a special token as stop string never matches",
-        "service/rpc/validation.py",
-        '        values["stop_token_ids"] = (*ids, *stop_tokens)\n',
-        '        values["stop_token_ids"] = ids\n',
+        "service/rpc/sampling.py",
+        '            values["stop_token_ids"] = (*ids, *stop_tokens)\n',
+        '            values["stop_token_ids"] = ids\n',
         (ENDS + "a_special_token_as_stop_string_matches_as_its_id",),
     ),
     Fault(
@@ -171,12 +172,36 @@ TEXT = (
     ),
 )
 
+SAMPLING = (
+    Fault(
+        "sampling: one that has a fault is taken when it comes again",
+        "service/rpc/sampling.py",
+        "        if len(faults.found) == before:\n",
+        "        if len(faults.found) >= before:\n",
+        (SAMPLED + "what_has_a_fault_is_refused_each_time",),
+    ),
+    Fault(
+        "sampling: lists are kept, and with them the requests that they are of",
+        "service/rpc/sampling.py",
+        "        if all(isinstance(value, int | float) for value in asked.given.values()):\n",
+        "        if asked.given:\n",
+        (SAMPLED + "what_has_lists_is_read_each_time",),
+    ),
+    Fault(
+        "sampling: who asks for the same gets the same seed",
+        "service/rpc/sampling.py",
+        "values = dict(asked.values or self._values(given))",
+        "values = asked.values or self._values(given)",
+        (SAMPLED + "each_request_has_its_own_seed_and_as_many_tokens_as_its_prompt_leaves",),
+    ),
+)
+
 SENDING = (
     Fault(
         "quire: whatever has come is one message",
         "service/rpc/responses.py",
-        "        for part in piece.parts(self._options.delta_tokens):\n",
-        "        for part in piece.parts(1 << 40):\n",
+        "        parts = piece.parts(self._options.delta_tokens)\n",
+        "        parts = piece.parts(1 << 40)\n",
         (ENDS + "no_message_is_larger_than_a_mebibyte_whatever_has_come",),
     ),
     Fault(
@@ -216,4 +241,4 @@ SENDING = (
     ),
 )
 
-FAULTS = (*LETTING_IN, *WORK, *TEXT, *SENDING)
+FAULTS = (*LETTING_IN, *WORK, *TEXT, *SAMPLING, *SENDING)

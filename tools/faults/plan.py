@@ -111,8 +111,15 @@ FAULTS = (
     Fault(
         "after a fault: a lost device is asked for its memory",
         "engine/loop/loop.py",
-        "Batch(outputs, self._stats, self._engine.core.step_times)",
-        "Batch(outputs, self._engine.stats(), self._engine.core.step_times)",
+        "self._held = Batch(outputs)\n",
+        "self._held = Batch(outputs, self._engine.stats())\n",
+        AFTER_FAULT,
+    ),
+    Fault(
+        "after a fault: what was to go with failed statistics is said twice",
+        "engine/loop/loop.py",
+        "        batch = Batch(outputs, blocks=self._watch.take())\n",
+        "        self._held = batch = Batch(outputs, blocks=self._watch.take())\n",
         AFTER_FAULT,
     ),
     Fault(

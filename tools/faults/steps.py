@@ -104,8 +104,8 @@ UNDER_LOAD = (
     Fault(
         "quire: new calls keep words back for as long as they come",
         "engine/client/pacing.py",
-        "return self._follows and lately and now - self._burst_since < PATIENCE",
-        "return self._follows and lately",
+        "return lately and now - self._burst_since < PATIENCE",
+        "return lately",
         PACING,
     ),
     Fault(

@@ -3,6 +3,7 @@
 from faults.fault import Fault
 
 FRAMES = ("tests/engine/client/test_process_frames.py",)
+STATISTICS = "tests/engine/loop/test_statistics.py::test_"
 PLACES = "tests/engine/client/test_places.py::test_"
 AWAKE = "tests/engine/client/test_awake.py::test_"
 
@@ -24,6 +25,27 @@ FAULTS = (
         "self._late = batch if self._late is None else joined(self._late, batch)",
         "self._late = batch",
         FRAMES,
+    ),
+    Fault(
+        "quire: statistics are lost where a later batch has none",
+        "engine/client/process_main.py",
+        "later.stats or first.stats",
+        "later.stats",
+        FRAMES,
+    ),
+    Fault(
+        "loop: statistics are told where requests come and end, and nowhere else",
+        "engine/loop/loop.py",
+        "            self._load = None\n",
+        "            pass\n",
+        (STATISTICS + "a_first_token_goes_without_and_no_two_batches_in_a_row",),
+    ),
+    Fault(
+        "loop: nobody is told that requests run before the next step",
+        "engine/loop/loop.py",
+        "if idle or late or load != self._load or batch.answers:",
+        "if idle or late or self._load is None or batch.answers:",
+        (STATISTICS + "they_tell_at_once_of_requests_that_come_and_end",),
     ),
     Fault(
         "quire: last words are said without what was kept",

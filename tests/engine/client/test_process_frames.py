@@ -113,8 +113,10 @@ def test_a_batch_arrives_as_it_was() -> None:
     assert got.outputs == OUTPUTS
     assert (got.stats, got.answers) == (stats, (3, b"\x01\x02", 0))
     assert got.blocks == blocks and isinstance(got.blocks[1].events[0], KvEvent)
-    assert got.step_times.values() == times.values()
+    assert got.step_times is not None and got.step_times.values() == times.values()
     assert got.step_times.histograms["mixed"].count == 3
+    got = wire.unpack_batch(across(wire.pack_batch(Batch(OUTPUTS))))
+    assert (got.outputs, got.stats, got.step_times) == (OUTPUTS, None, None)
 
 
 @pytest.mark.parametrize("kind", [ConfigError, ModelError, CapacityError, QuireError])
@@ -154,13 +156,13 @@ def read_all(parent: socket.socket, channel: Channel) -> list[Batch]:
 def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
     parent, ours = socket.socketpair()
     with parent, ours:
-        channel, steps, keys = Channel(ours), 3000, range(1, 17)
+        channel, steps, keys = Channel(ours), 3001, range(1, 17)
         for step in range(steps):  # would block for ever if it could
             outputs = [Output(key, 0, float(step), float(step), [step]) for key in keys]
-            stats = EngineStats(steps_total=step)
+            stats = EngineStats(steps_total=step) if step % 2 else None
             answers = {1000: (b"map", 5), steps - 2: (7,), steps - 1: (b"later",)}.get(step, ())
             blocks = (KvEvents(step, 0.0, CHANGES, (KvEvent(CLEARED),)),)
-            channel.publish(Batch(outputs, stats, StepTimes(), answers, blocks))
+            channel.publish(Batch(outputs, stats, StepTimes() if stats else None, answers, blocks))
         batches = read_all(parent, channel)
     assert len(batches) < steps / 2
     for key in keys:
@@ -168,7 +170,8 @@ def test_a_parent_that_does_not_read_gets_all_of_it_joined_at_last() -> None:
         assert [t for output in said for t in output.token_ids] == list(range(steps))
         assert all(output.first_token_at == output.token_ids[0] for output in said)
         assert all(output.time == output.token_ids[-1] for output in said)
-    assert batches[-1].stats.steps_total == steps - 1
+    assert batches[-1].stats is not None and batches[-1].stats.steps_total == steps - 2
+    assert batches[-1].step_times is not None
     told = [answer for batch in batches for answer in batch.answers]
     assert told == [b"map", 5, 7, b"later"]
     assert [one.sequence for batch in batches for one in batch.blocks] == list(range(steps))

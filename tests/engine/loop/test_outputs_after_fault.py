@@ -177,7 +177,19 @@ def test_a_lost_device_is_asked_for_nothing_more() -> None:
     with pytest.raises(Lost):
         loop.run()
     assert [o.key for one in published for o in one.outputs if o.finish] == [1]
-    assert published[-1].stats == published[0].stats
+    assert published[-1].stats is None
+
+
+def test_what_is_held_when_statistics_fail_is_said_once() -> None:
+    simulator = Simulator(Shape())
+    built = Built(EngineCore(simulator.scheduler, Runner(simulator, 9, "", Lost()), overlap=True))
+    published: list[Batch] = []
+    loop = EngineLoop(built, Inbox([Submit(whole(1))]), published.append, Heartbeat())
+    loop.announce()
+    built.lost = True
+    with pytest.raises(Lost):
+        loop.run()
+    assert [o.key for one in published for o in one.outputs] == [1]
 
 
 def test_rows_before_the_one_that_ruins_the_books_keep_their_ends() -> None:
