@@ -43,9 +43,9 @@ from quire.engine.runner.sampler import Needs, Sampled, Sampler
 from quire.engine.runner.slot_sampling import SlotSampling
 from quire.engine.runner.slots import SlotState
 from quire.engine.runner.staging import Staging
-from quire.engine.runner.state_writes import NOTHING, Writer, write_bytes
+from quire.engine.runner.state_writes import Writer, write_bytes
 from quire.engine.runner.uncaptured import Uncaptured, of_prompts
-from quire.engine.runner.warmup import WarmStep, stage_null
+from quire.engine.runner.warmup import WarmStep, upload_null
 from quire.engine.scheduling.plan import Masks, StepPlan
 from quire.kernels.ops import Ops
 
@@ -159,19 +159,16 @@ class Runner:
             row_slots = self._row_slots[: step.decode_rows]
             self._sample(self._decode_model(row_slots, step.max_context_len), step.needs)
             return
-        self._staging.begin()
-        stage_null(self._staging, step, self._state.null_slot)
-        self._staging.upload()
+        upload_null(self._staging, step, self._state.null_slot)
         model = self._mixed_model(step.shape, max(step.longer), step.max_context_len)
         self._sample(model, step.needs)
 
     def _capture_null(self, key: Key, *, run: bool = True) -> None:
         """Capture a key's step on null rows: without running it, or else, with `run`, after it."""
         if of_prompts(key):
-            self._staging.begin()
-            whole = isinstance(key, GraphKey) and key.needs is not None
-            stage_mixed(self._staging, NOTHING, key.shape, self._state.null_slot, all_sample=whole)
-            self._staging.upload()
+            step = WarmStep.of(key.shape)
+            run = run and max(step.longer) <= self._sizes.context_bounds[-1]  # what a table holds
+            upload_null(self._staging, step, self._state.null_slot)
         assert self._graphs is not None
         if self._warm:
             self._graphs.capture(key, *self._parts_of(key), ran=False)

@@ -63,6 +63,12 @@ class WarmStep(NamedTuple):
     max_context_len: int
     needs: Needs = Needs()
 
+    @classmethod
+    def of(cls, shape: MixedShape) -> "WarmStep":
+        """One of this shape, its longer rows about as long as one another."""
+        longer = _spread(shape.prefill_tokens, shape.prefill_rows)
+        return cls(shape.decode_rows, longer, max(longer))
+
     @property
     def shape(self) -> MixedShape:
         return MixedShape(self.decode_rows, len(self.longer), sum(self.longer))
@@ -122,11 +128,13 @@ def bounds_of(
     return Bounds(*most, heads, card, model.qk_norm, mixture, ranks, exact)
 
 
-def stage_null(staging: Staging, step: WarmStep, null_slot: int) -> None:
-    """Put a step of null rows that all sample into the upload."""
+def upload_null(staging: Staging, step: WarmStep, null_slot: int) -> None:
+    """Upload a step of null rows that all sample."""
     lens = [1] * step.decode_rows + list(step.longer)
     every, tokens = range(len(lens)), packed([0] * sum(lens))
+    staging.begin()
     stage_rows(staging, step.decode_rows, [null_slot] * len(lens), lens, tokens, every, every)
+    staging.upload()
 
 
 def _candidates(bounds: Bounds) -> Iterator[WarmStep]:

@@ -170,4 +170,14 @@ FAULTS = (
             "::test_a_lone_prompt_of_few_tokens_has_a_graph_of_short_contexts",
         ),
     ),
+    Fault(
+        "captured: a start runs null rows that are longer than their table",
+        "engine/runner/runner.py",
+        "run = run and max(step.longer) <= self._sizes.context_bounds[-1]",
+        "run = run and step is not None",
+        (
+            "tests/engine/runner/test_spare_time.py"
+            "::test_what_a_start_runs_on_null_rows_stays_within_their_table",
+        ),
+    ),
 )

@@ -187,6 +187,29 @@ def test_few_rows_are_two_graphs_until_they_are_captured_as_one() -> None:
     assert kept.replayed[-1] == one._replace(needs=Needs())
 
 
+@pytest.mark.parametrize("longest", (24, 64, 96))
+def test_what_a_start_runs_on_null_rows_stays_within_their_table(
+    longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a capture fails the step is run: all its tokens as one row, or as two of a model that
+    takes few, would reach past the null slot's table."""
+    core = build_core(*MODEL, replace(SETUP, max_model_len=longest))
+    runner: Any = core.runner
+    runner._sizes = GraphSizes(SETUP.max_num_seqs, longest, (16, 32, 64, 128))
+    runner._graphs, lens = Kept(), list[int]()
+    prepare = runner._ops.prepare_mixed
+
+    def noted(slots: torch.Tensor, starts: torch.Tensor, *more: Any) -> None:
+        lens.extend(starts.diff().tolist())
+        prepare(slots, starts, *more)
+
+    monkeypatch.setattr(type(runner._ops), "prepare_mixed", staticmethod(noted), raising=False)
+    monkeypatch.setattr(Kept, "capture", lambda *_, **__: None)
+    runner.warm_up((), lambda _share: None, spare_time=True)
+    assert 0 < max(lens) <= longest
+    assert sum(lens) >= sum(size for size in (16, 32, 64, 128) if size <= 2 * longest)
+
+
 @pytest.mark.parametrize("spare_time", (True, False))
 def test_what_a_start_leaves_out_is_captured_in_spare_time(spare_time: bool) -> None:
     kept = Kept()
