@@ -97,3 +97,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """With TESTS_AT_ONCE, why a test failed is told at once: a process that crashes behind it comes
+    to no summary."""
+    if report.failed and os.environ.get("TESTS_AT_ONCE"):
+        print(f"\n{report.longreprtext[-1500:]}", flush=True)

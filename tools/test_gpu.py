@@ -224,7 +224,7 @@ def main() -> int:
     out = options.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     exactness = {"TESTS_EXACTNESS": str(out.with_name("exactness.json"))}
-    environment = os.environ | ({} if options.words else exactness)
+    environment = os.environ | {"TESTS_AT_ONCE": "1"} | ({} if options.words else exactness)
     begin, each = time.monotonic(), seconds_each(RESULTS / "test-gpu.json")
     parts = [
         partial(run_share, path, tests, options.words, environment | led_by(names, number))
