@@ -24,6 +24,8 @@ import jinja2.utils
 from quire.clients import large_json
 from quire.service.text.template_meter import VALUES, Meter, RenderLimits, listed
 
+_NOBODYS = RenderLimits()
+
 
 def _given(name: str, args: Iterable[Any], named: Mapping[str, Any]) -> list[Any]:
     """All that a call is given, in its order; of `replace` by name, as `old` and `new` stand."""
@@ -105,10 +107,13 @@ class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         """The text. Raises TooMuch, NotWanted, and whatever the template raises."""
         self.meter.begin(limits)
         pieces: list[str] = []
-        for piece in template.root_render_func(template.new_context(dict(variables))):
-            self.meter.step()
-            self.meter.wrote(piece)
-            pieces.append(piece)
+        try:
+            for piece in template.root_render_func(template.new_context(dict(variables))):
+                self.meter.step()
+                self.meter.wrote(piece)
+                pieces.append(piece)
+        finally:  # nothing of the call is kept until this thread renders again
+            self.meter.begin(_NOBODYS)
         return "".join(pieces)
 
     # ------------------------------------------------------------ counted

@@ -218,4 +218,14 @@ FAULTS: tuple[Fault, ...] = (
         "        if not token:\n",
         (FILES + "a_token_that_would_get_another_id_is_refused",),
     ),
+    Fault(
+        "templates: a thread keeps the call that it rendered last",
+        "service/text/template_environment.py",
+        "            self.meter.begin(_NOBODYS)\n",
+        "            pass\n",
+        (
+            "tests/service/text/test_template_rendering.py"
+            "::test_nothing_of_a_call_is_kept_until_its_thread_renders_again",
+        ),
+    ),
 )

@@ -1,5 +1,8 @@
 """What templates render, equal to transformers; what they ignore; and what rendering may cost."""
 
+import contextlib
+import gc
+import weakref
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -392,3 +395,19 @@ def test_values_nested_deeply_are_refused_and_nothing_breaks() -> None:
 def test_a_template_that_cannot_be_compiled_names_its_file(source: str) -> None:
     with pytest.raises(ModelError, match=r"some/where\.jinja"):
         ChatTemplate(source, {}, origin="some/where.jinja")
+
+
+@pytest.mark.parametrize("source", ["{{ messages }}", "{{ raise_exception('no') }}"])
+def test_nothing_of_a_call_is_kept_until_its_thread_renders_again(source: str) -> None:
+    """Who asks whether it is wanted knows the call, and so its prompt."""
+
+    def wanted() -> bool:
+        return True
+
+    template = ChatTemplate(source, {})
+    known, limits = weakref.ref(wanted), RenderLimits(wanted=wanted)
+    with contextlib.suppress(TemplateRefusal):
+        template.render(Conversation((USER,)), limits)
+    del wanted, limits
+    gc.collect()
+    assert known() is None
