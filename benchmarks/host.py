@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import print_table, write_results
 from fake_device import FakeEngine
 
-from quire.engine.client.async_engine import _Stream
+from quire.engine.client.stream import Stream
 from quire.engine.config import EngineConfig
 from quire.engine.loop import garbage
 from quire.engine.request import GenerationRequest, SamplingParams
@@ -65,7 +65,7 @@ def measure(engine: Any, batch: int, steps: int) -> dict[str, float]:
     scheduler.schedule = watch.wrap("schedule", scheduler.schedule)
     runner.execute = watch.wrap("launch", runner.execute)
     scheduler.apply = watch.wrap("apply", scheduler.apply)
-    streams = {key: _Stream(1, interval=0.0) for key in range(1, batch + 1)}
+    streams = {key: Stream(1, interval=0.0) for key in range(1, batch + 1)}
     idle, began = runner.idle_seconds, time.perf_counter()
     for _ in range(steps):
         outputs = core.step()

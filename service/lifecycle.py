@@ -46,9 +46,8 @@ class Lifecycle:
 
     def check(self) -> None:
         """Raises that refusal."""
-        if self.phase is not Phase.READY:
-            refusal = self.refusal()
-            assert refusal is not None
+        refusal = self.refusal()
+        if refusal is not None:
             raise refusal
 
     def engine_gone(self, words: str) -> Refusal:

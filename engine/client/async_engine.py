@@ -12,7 +12,6 @@ an error are one path, and a stale abort has no effect.
 
 import asyncio
 import itertools
-import math
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -22,6 +21,7 @@ from quire.engine.client.awake import Awake, seconds_awake
 from quire.engine.client.kv_hub import KvHub
 from quire.engine.client.link import Link, Receiver
 from quire.engine.client.pacing import NewCalls, Pacer
+from quire.engine.client.stream import Stream
 from quire.engine.errors import EngineDeadError
 from quire.engine.loop.commands import (
     Abort,
@@ -41,98 +41,6 @@ from quire.engine.scheduling.kv_events import KvEvents
 from quire.engine.scheduling.limits import RequestLimits
 
 Result = TypeVar("Result")
-_SAME = 1e-3  # of an interval: a timer that is early by less is on time
-
-
-def next_tick(now: float, interval: float) -> float:
-    """The next multiple of the interval. All streams use the same multiples, so that the sending
-    side wakes up once for all of them, which is most of the cost of a message."""
-    return (math.floor(now / interval + _SAME) + 1) * interval
-
-
-class _Stream:
-    """The event loop's side of one request: outputs received and not yet taken."""
-
-    __slots__ = (
-        "_next_at",
-        "_pending",
-        "_queued",
-        "_ready",
-        "_waiter",
-        "error",
-        "interval",
-        "is_new",
-        "is_silent",
-        "open_indices",
-        "timer",
-    )
-
-    def __init__(self, n: int, interval: float) -> None:
-        self.interval = interval
-        self._next_at = 0.0  # when the next update may follow the last: see next_tick
-        self.timer: asyncio.TimerHandle | None = None  # for that time, if there is anything
-        self.open_indices = set(range(n))
-        self.error: EngineDeadError | None = None
-        self._pending: dict[int, Output] = {}
-        self._queued = False  # the pacer will wake it
-        self._ready = False  # woken, and not yet taken from
-        self.is_new = True  # no token has been taken yet
-        self.is_silent = True  # nothing has been taken yet
-        self._waiter: asyncio.Future[None] | None = None
-
-    def push(self, output: Output) -> None:
-        waiting = self._pending.get(output.index)
-        if waiting is None:
-            self._pending[output.index] = output
-        else:
-            waiting.join(output)
-
-    @property
-    def unread(self) -> int:
-        """Tokens received and not taken."""
-        return sum(len(output.token_ids) for output in self._pending.values())
-
-    def wait(self, now: float) -> float:
-        """Seconds for which more outputs may be joined to the pending ones; 0: deliver now."""
-        ends = any(output.finish is not None for output in self._pending.values())
-        return 0.0 if self.is_new or ends else self._next_at - now
-
-    def queue(self) -> bool:
-        """Whether to tell the pacer: there is something new, and no reader is about to take it."""
-        if self._queued or self._ready:
-            return False
-        self._queued = True
-        return True
-
-    def wake(self) -> None:
-        """Let the reader take the pending outputs."""
-        self._queued = False
-        self._ready = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def take(self) -> list[Output]:
-        """All pending outputs; at least one unless the stream was ended from outside."""
-        if not self._ready:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._ready = self.is_silent = False
-        taken, self._pending = list(self._pending.values()), {}
-        if self.is_new:
-            for output in taken:
-                if output.token_ids:
-                    self.is_new = False
-        if self.interval:
-            self._next_at = next_tick(asyncio.get_running_loop().time(), self.interval)
-        return taken
-
-    def close(self) -> None:
-        """Discard outputs from now on: the reader is gone."""
-        if self.timer is not None:
-            self.timer.cancel()
 
 
 class AsyncEngine:
@@ -141,7 +49,7 @@ class AsyncEngine:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.others_work: Callable[[], bool] = lambda: False  # on threads; set before the start
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Stream] = {}
         self._keys = itertools.count(1)
         self._stats = EngineStats()
         self._step_times: StepTimes | None = None
@@ -239,7 +147,7 @@ class AsyncEngine:
         self.check(request)
         if self._dead is not None:
             raise self._dead
-        stream = _Stream(request.n, interval)
+        stream = Stream(request.n, interval)
         self._streams[request.key] = stream
         self._awake.begin()
         try:
@@ -358,19 +266,19 @@ class AsyncEngine:
         self._pacer.unbounded = idle or self._awake.turning
         self._pacer.run()
 
-    def _joins_later(self, stream: _Stream, output: Output) -> bool:
+    def _joins_later(self, stream: Stream, output: Output) -> bool:
         """Whether `started` waits for the first tokens, or for the call to be acknowledged. It does
         in a burst of calls, where waking its reader twice would delay the calls behind it."""
         return stream.is_silent and output.finish is None and self._new_calls.coming()
 
-    def _answer(self, streams: list[_Stream]) -> None:
+    def _answer(self, streams: list[Stream]) -> None:
         """These requests have been handed over; wake those that have no output yet."""
         for stream in streams:
             if stream.is_silent:
                 self._wake_when_there_is_time(stream)
         self._pacer.run()
 
-    def _wake_when_there_is_time(self, stream: _Stream) -> None:
+    def _wake_when_there_is_time(self, stream: Stream) -> None:
         """The caller must then call the pacer's run()."""
         if stream.interval:
             loop = asyncio.get_running_loop()
@@ -382,7 +290,7 @@ class AsyncEngine:
         if stream.queue():
             self._pacer.add(stream, first=stream.is_new)
 
-    def _on_time(self, stream: _Stream) -> None:
+    def _on_time(self, stream: Stream) -> None:
         """The interval is over. The stream may have ended before."""
         stream.timer = None
         if stream.unread:

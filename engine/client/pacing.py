@@ -83,7 +83,7 @@ class Pacer:
 
     def add(self, stream: Wakeable, *, first: bool) -> None:
         """The stream has outputs; first: its first tokens. The caller must then call `run`."""
-        now, waiting = self._wall(), len(self._first) + len(self._later)
+        now, waiting = self._wall(), len(self)
         if not waiting:
             self._paid_at = now
         (self._first if first else self._later).append((now, stream))
@@ -119,7 +119,7 @@ class Pacer:
             pause = 0.0
         else:
             pause = min(max(-self._credit / self._share, _LEAST_PAUSE), LONGEST_PAUSE)
-        if self._first or self._later:
+        if self:
             self._scheduled = True
             self._call_later(pause, self._turn if pause == 0 else self._after_pause)
         else:
@@ -136,7 +136,7 @@ class Pacer:
 
     def _must_hold(self, now: float) -> bool:
         """Whether new calls go before streams; until one of those has waited `PATIENCE`."""
-        if not (self._first or self._later) or not self._calls_come():
+        if not self or not self._calls_come():
             return False
         return now - min(queue[0][0] for queue in (self._first, self._later) if queue) < PATIENCE
 

@@ -73,13 +73,11 @@ class Channel:
 
     def publish(self, batch: Batch) -> None:
         """Send it, or keep it: never blocks."""
-        if self._unsent:
-            self._flush()
+        self._flush()
         if self._unsent:
             self._late = batch if self._late is None else joined(self._late, batch)
         else:
-            self._unsent += wire.frame(wire.pack_batch(batch))
-            self._flush()
+            self.say(wire.pack_batch(batch))
 
     def say(self, message: wire.Message) -> None:
         """Send a message after all earlier ones, as soon as the socket takes it."""

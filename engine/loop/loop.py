@@ -111,7 +111,7 @@ class EngineLoop:
 
     def announce(self) -> None:
         """Publish the statistics as they are before the first command."""
-        self._hold([], idle=True)
+        self._hold([], due=True)
         self._publish_held()
 
     def run(self) -> None:
@@ -161,9 +161,9 @@ class EngineLoop:
         outputs += self._engine.core.step()
         self._publish_held()  # where the turn had nothing to wait for
         idle = not self._engine.core.has_requests
-        overdue = time.monotonic() - self._stats_at >= STATS_SECONDS
-        if outputs or idle or overdue or self._answers:
-            self._hold(outputs, idle=idle)
+        due = idle or time.monotonic() - self._stats_at >= STATS_SECONDS
+        if outputs or due or self._answers:
+            self._hold(outputs, due=due)
         self._outputs = []
         if idle or len(outputs) <= AT_ONCE:
             self._publish_held()
@@ -190,16 +190,16 @@ class EngineLoop:
             commands = self._inbox.take(wait=False)
         return commands
 
-    def _hold(self, outputs: list[Output], *, idle: bool) -> None:
+    def _hold(self, outputs: list[Output], *, due: bool) -> None:
+        """due: with statistics in any case."""
         batch = Batch(outputs, blocks=self._watch.take())
         if self._answers:
             batch.answers = self._take_answers()
-        core, scheduler, now = self._engine.core, self._engine.core.scheduler, time.monotonic()
+        core, scheduler = self._engine.core, self._engine.core.scheduler
         load = scheduler.num_running, scheduler.num_waiting, scheduler.counters.prompt_tokens
-        late = now - self._stats_at >= STATS_SECONDS
-        if idle or late or load != self._load or batch.answers:
+        if due or load != self._load or batch.answers:
             batch.stats, batch.step_times = self._engine.stats(), core.step_times
-            self._load, self._stats_at = load, now
+            self._load, self._stats_at = load, time.monotonic()
         else:  # little has changed but counters, which the next batch tells
             self._load = None
         self._held = batch  # not before: a lost device raises when it is asked for its memory

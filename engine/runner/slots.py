@@ -61,7 +61,6 @@ class SlotState:
         self.repetition.fill_(1.0)
         self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         self.block_tables = torch.zeros(slots, max_blocks, dtype=torch.int32, device=device)
-        self._width = max_blocks
         self.window_tables = torch.zeros_like(self.block_tables) if two_tables else None
         self._stopping: set[int] = set()  # slots that have had ending ids: only these are written
         self.stop_ids = torch.full((slots, MAX_ENDING_IDS), -1, dtype=torch.int32, device=device)
@@ -95,15 +94,16 @@ class SlotState:
         """The same, at once, for one admission that writes no more (see writes_more) and table
         updates padded to `most`: padding rewrites the null slot's first entry with its value."""
         left = most - len(updates)
-        where = self._where(updates) + [self.null_slot * self._width] * left
+        where = self._where(updates, left)
         blocks = [block for _, _, block in updates] + [0] * left
         numbers = one.slot, one.sampling.seed, *_ints(one), *_floats(one)
         staging.put_record(_one_record(most), (*numbers, *where, *blocks))
 
-    def _where(self, updates: tuple[BlockUpdate, ...]) -> list[int]:
-        """Their places in the tables."""
-        width = self._width
-        return [slot * width + column for slot, column, _ in updates]
+    def _where(self, updates: tuple[BlockUpdate, ...], padding: int = 0) -> list[int]:
+        """Their places in the tables, and so many times the null slot's first."""
+        width = self.block_tables.shape[1]
+        where = [slot * width + column for slot, column, _ in updates]
+        return where + [self.null_slot * width] * padding
 
     def _stage_stops(self, staging: Staging, admitted: tuple[Admission, ...]) -> None:
         """Ending ids, which few requests have and few slots have had."""

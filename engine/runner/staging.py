@@ -237,17 +237,20 @@ class Staging:
 
     def get(self, name: str) -> Tensor:
         """The array put under this name, on the device. Of a replayed step few are asked for."""
+        found = self.find(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def find(self, name: str) -> Tensor | None:
+        """The same, or None if nothing was put."""
         place = self._place(name)
         if place is None:
-            raise KeyError(name)
+            return None
         begin, end, dtype, shape = place
         source = self._head if end <= self._head.numel() else self._whole
         tensor = source[begin:end].view(dtype)
         return tensor if len(shape) == 1 else tensor.view(shape)
-
-    def find(self, name: str) -> Tensor | None:
-        """The same, or None if nothing was put."""
-        return None if self._place(name) is None else self.get(name)
 
     def _place(self, name: str) -> Place | None:
         if (place := self._places.get(name)) is not None:

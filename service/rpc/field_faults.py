@@ -76,14 +76,6 @@ class Faults:
             raise invalid(self.found)
 
 
-def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
-    """Raise Refusal if one of the ids is not in the vocabulary."""
-    if ids and max(ids) >= vocab_size:
-        faults = Faults()
-        faults.ids(field, ids, vocab_size)
-        faults.raise_if_any()
-
-
 def given_of(message: Message) -> dict[str, Any]:
     """The fields that are set, by name: of those without presence, all that are not their default;
     no list that is empty."""
@@ -110,14 +102,8 @@ def _check_request_id(request_id: str, faults: Faults) -> None:
 
 def check_sampling(given: Mapping[str, Any], faults: Faults, vocab_size: int) -> None:
     for name, value in given.items():
-        if name in RANGES:
-            low, high = RANGES[name]
-            if not low <= value <= high:  # false for a NaN too
-                _add_number(name, value, faults)
-        elif name in OPEN_RANGES:
-            low, high = OPEN_RANGES[name]
-            if not low < value <= high:
-                _add_number(name, value, faults)
+        if name in RANGES or name in OPEN_RANGES:
+            _check_number(name, value, faults)
     if given.get("max_tokens", 1) < 1:
         faults.add("sampling.max_tokens", given["max_tokens"], "must be at least 1")
     if "stop" in given:
@@ -150,8 +136,7 @@ def _check_edits(name: str, ids: Any, faults: Faults, vocab_size: int) -> None:
         faults.between(where, bias, -MAX_BIAS, MAX_BIAS)
 
 
-def _add_number(name: str, value: float, faults: Faults) -> None:
-    """The fault of a number that is out of its range."""
+def _check_number(name: str, value: float, faults: Faults) -> None:
     if not math.isfinite(value):
         faults.add(f"sampling.{name}", value, "must be a finite number")
     elif name in OPEN_RANGES:

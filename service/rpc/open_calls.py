@@ -18,9 +18,8 @@ class OpenCalls:
 
     def begin(self) -> None:
         """One more."""
-        if not self._count:
-            self._none.clear()
         self._count += 1
+        self._none.clear()
 
     def end(self) -> None:
         """One less."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from quire.service.errors import Refusal, TooLong, invalid, invalid_field
 from quire.service.rpc import messages
 from quire.service.rpc.answer_reading import check_tools
-from quire.service.rpc.field_faults import check_ids
+from quire.service.rpc.field_faults import Faults
 from quire.service.rpc.served_model import ServedModel
 from quire.service.text.chat_template import TemplateRefusal, TemplateTooLong
 from quire.service.text.template_meter import RenderLimits
@@ -49,7 +49,9 @@ class Prompts:
         assert kind is not None  # as `check` has seen
         if kind == "token_ids":
             ids = tuple(request.token_ids.ids[:])  # a slice is made at once, not id by id
-            check_ids("token_ids.ids", ids, self._model.info.vocab_size)
+            faults = Faults()
+            faults.ids("token_ids.ids", ids, self._model.info.vocab_size)
+            faults.raise_if_any()
             thinking = thinking_of(self._end_of(ids)) if request.parse_output else Thinking.NONE
         elif kind == "chat":
             rendered, thinking = self._rendered(request, wanted)

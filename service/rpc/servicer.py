@@ -169,9 +169,7 @@ class InferenceServicer:
     ) -> tuple[Call, Serving]:
         """Accept the call, which is then open, or refuse it."""
         try:
-            call, serving = await self._call_admission.accept(
-                request, context, self.answers.serving
-            )
+            call, serving = await self._call_admission.accept(request, context, self.serving)
         except grpc.aio.BaseError:
             raise  # the client has gone
         except Exception as error:

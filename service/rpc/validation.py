@@ -232,8 +232,7 @@ class Validator:
             faults.add("sampling.stop", len(sampling["stop"]), "no text is made with ids_only")
         if "ids_only" in given and "include_stop_str_in_output" in sampling:
             faults.add("sampling.include_stop_str_in_output", True, "no text is made with ids_only")
-        if faults.found:
-            faults.raise_if_any()
+        faults.raise_if_any()
 
 
 def open_stream(

@@ -12,7 +12,7 @@ _KEYS = "tests/service/ray/test_forwarded_keys.py::test_"
 _HERE = "tests/service/ray/test_loopback.py::test_"
 _TEST = "tests/service/ray/test_plan.py::test_"
 _SHOWN = "tests/service/ray/test_openai_frontend.py::test_"
-_STREAMS = "engine/client/async_engine.py"
+_STREAM, _STREAMS = "engine/client/stream.py", "engine/client/async_engine.py"
 _WAITS = "tests/engine/client/test_intervals.py::test_"
 _ROUTER = (f"{_TEST}ray_s_router_ranks_as_the_clients_own_choice",)
 
@@ -105,7 +105,7 @@ FAULTS = (
     ),
     Fault(
         "intervals: the end waits too",
-        _STREAMS,
+        _STREAM,
         "if self.is_new or ends else",
         "if self.is_new else",
         (f"{_WAITS}first_words_and_the_end_wait_for_nothing_and_all_between_is_joined",),
@@ -119,7 +119,7 @@ FAULTS = (
     ),
     Fault(
         "intervals: each stream has times of its own",
-        _STREAMS,
+        _STREAM,
         "return (math.floor(now / interval + _SAME) + 1) * interval",
         "return now + interval",
         (f"{_WAITS}all_streams_keep_to_the_same_times",),

@@ -43,8 +43,8 @@ FAULTS = (
     Fault(
         "loop: nobody is told that requests run before the next step",
         "engine/loop/loop.py",
-        "if idle or late or load != self._load or batch.answers:",
-        "if idle or late or self._load is None or batch.answers:",
+        "if due or load != self._load or batch.answers:",
+        "if due or self._load is None or batch.answers:",
         (STATISTICS + "they_tell_at_once_of_requests_that_come_and_end",),
     ),
     Fault(
@@ -71,7 +71,7 @@ FAULTS = (
     Fault(
         "quire: a turn that leaves the engine idle says nothing",
         "engine/loop/loop.py",
-        "if outputs or idle or overdue or self._answers:",
+        "if outputs or due or self._answers:",
         "if outputs or self._answers:",
         (PLACES + "the_same_requests_get_the_same_answers_and_the_same_books",),
     ),

@@ -8,8 +8,8 @@ FAULTS = (
     Fault(
         "writes: padding is another's slot",
         "engine/runner/slots.py",
-        "[self.null_slot * self._width] * left",
-        "[0] * left",
+        "[self.null_slot * width] * padding",
+        "[0] * padding",
         (_HERE + "writes_at_once_are_those_one_by_one",),
     ),
     Fault(

@@ -7,7 +7,8 @@ from itertools import pairwise
 from support.patience import PATIENCE
 from support.scripted_link import ScriptedLink
 
-from quire.engine.client.async_engine import AsyncEngine, next_tick
+from quire.engine.client.async_engine import AsyncEngine
+from quire.engine.client.stream import next_tick
 from quire.engine.request import FinishReason, GenerationRequest, Output, SamplingParams
 
 NEVER = 1e9  # seconds: no clock has run for so long

@@ -41,7 +41,7 @@ OURS = {
     "quire.engine.request": {"GenerationRequest", "Output"},
     "quire.engine.scheduling.plan": {"StepPlan"},
     "quire.engine.scheduling.request": {"Request"},
-    "quire.engine.client.async_engine": {"_Stream"},
+    "quire.engine.client.stream": {"Stream"},
     "quire.service.rpc.call_admission": {"Call"},
     "quire.service.rpc.responses": {"CallOutput", "IndexState"},
     "quire.service.text.text_stream": {"TextStream"},
