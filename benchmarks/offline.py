@@ -9,8 +9,9 @@ Workloads (names as in the results):
     prefill      256 prompts of 1024 ids, one token each
     ttft-cold    one prompt of 3000 ids; ttft-hit: again, all but its last token cached;
                  ttft-cold-rested: each prompt after eight hits, so on a card that no other prompt
-                 has just brought to its cap of power; ttft-hits: the middle of eight hits, one
-                 right after another, so on a host whose caches hold what a hit needs
+                 has just brought to its cap of power; ttft-hits: the middle of forty hits, one
+                 right after another, so on a host whose caches hold what a hit needs, and a card
+                 that has left a prompt behind: the first eight after one still take longer
     start        from exec to `serving`, real safetensors of random weights, warm page cache
     start-first  the same with no kernel compiled; both tell what the time went to. Their floor is
                  a process that imports PyTorch and multiplies once on the card
@@ -53,7 +54,7 @@ STARTS = ("start", "start-first")
 FIRST_TOKENS = ("ttft-cold", "ttft-hit", "ttft-cold-rested", "ttft-hits")
 COLD, HIT, RESTED, SEVERAL = FIRST_TOKENS
 NAMES = ["nano-256", *DECODES, "prefill", *FIRST_TOKENS, *STARTS]
-HITS = 8  # of ttft-hits, and before a prompt of ttft-cold-rested
+HITS = {COLD: 1, HIT: 1, RESTED: 8, SEVERAL: 40}  # behind each cold prompt
 
 
 def prompts(count: int, length: int, seed: int) -> list[list[int]]:
@@ -124,8 +125,7 @@ class Workloads:
         def once() -> float:
             asks = [Ask(p, 1) for p in self._fresh(1, 3000)]
             cold = timed(self._engine, asks)
-            count = HITS if name in (RESTED, SEVERAL) else 1
-            hits = [timed(self._engine, asks) for _ in range(count)]
+            hits = [timed(self._engine, asks) for _ in range(HITS[name])]
             return (statistics.median(hits) if name in (HIT, SEVERAL) else cold) * 1e3
 
         return self._repeat(once)

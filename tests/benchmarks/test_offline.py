@@ -42,7 +42,10 @@ def test_a_rested_prompt_comes_after_hits(
     assert len(asked) == 6
     asked.clear()
     assert workloads.first_token(offline.RESTED) == [19_000.0]
-    assert len(asked) == 3 * (1 + offline.HITS)
+    assert len(asked) == 3 * (1 + 8)
+    asked.clear()
+    assert workloads.first_token(offline.SEVERAL) == [103.5e3]  # the middle of 84 to 123
+    assert len(asked) == 3 * (1 + 40)
 
 
 def test_a_workload_without_a_figure_ends_no_other_and_is_told(
