@@ -13,13 +13,13 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any, Self, Unpack, cast
+from weakref import WeakSet
 
-import grpc
 import grpc.aio
 
 from quire.clients.arguments import flag, instance, seconds, text
 from quire.clients.connection import DEFAULT_ADDRESS, TLS, Connection
-from quire.clients.errors import ClientError, call_error, from_rpc_error
+from quire.clients.errors import ClientError, cancelled, from_rpc_error
 from quire.clients.events import Collector, Completion, Event, Resumed, from_proto, text_of
 from quire.clients.messages import Turn
 from quire.clients.prompts import (
@@ -112,8 +112,7 @@ class _Messages:
                 self._stream.cancel()
                 if task_is_cancelled():
                     raise
-                code = grpc.StatusCode.CANCELLED
-                raise call_error(code, "cancelled by this client", None) from None
+                raise cancelled() from None
             if response is grpc.aio.EOF:
                 return None
             self._received = True
@@ -172,11 +171,11 @@ class AsyncGeneration:
         self._request = request
         self._timeout = timeout
         self._stream = _Stream()
+        client._streams.add(self._stream)
         self._used = False
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        items: Any = self._open()
-        return _Events(items)
+        return _Events(cast(Any, self._open()))
 
     def messages(self) -> AsyncIterator[pb.GenerateResponse]:
         """The same stream as the contract's messages; it can be read only once, too."""
@@ -243,6 +242,7 @@ class AsyncClient:
             self.connection, Connection.aio_channel_with, only
         )
         self._closing: set[asyncio.Task[None]] = set()
+        self._streams: WeakSet[_Stream] = WeakSet()  # grpc 1.82 ends only those that are awaited
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
@@ -388,6 +388,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends every call of this client and its connections."""
+        for stream in tuple(self._streams):
+            stream.cancel()
         for channel in self._channels.close():
             await channel.close()
 

@@ -133,6 +133,11 @@ def call_error(code: grpc.StatusCode, message: str | None, trailers: Metadata | 
     return _BY_CODE.get(code, CallError)(code, words, read_details(trailers or ()))
 
 
+def cancelled() -> CallError:
+    """The exception of a call that its own client ended."""
+    return call_error(grpc.StatusCode.CANCELLED, "cancelled by this client", None)
+
+
 def from_rpc_error(error: grpc.RpcError) -> CallError:
     """The exception for an error raised by grpc (synchronous or aio)."""
     trailers = cast(Metadata | None, error.trailing_metadata())

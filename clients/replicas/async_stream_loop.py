@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self
 import grpc
 import grpc.aio
 
-from quire.clients.errors import CallError, call_error, from_rpc_error
+from quire.clients.errors import CallError, cancelled, from_rpc_error
 from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.stream_failover import Differs, Ending, Item, StreamFailover
 from quire.v1 import inference_pb2 as pb
@@ -66,7 +66,7 @@ class StreamIterator:
         """Read one message, or go on elsewhere."""
         if self._stream.call is None:
             if self._stream.cancelled:
-                raise self._cancelled()
+                raise cancelled()
             attempt, request = self._failover.begin()
             self._stream.hold(self._opens(attempt, request))
         try:
@@ -79,7 +79,7 @@ class StreamIterator:
             self._failover.close()
             if task_is_cancelled():
                 raise
-            raise self._cancelled() from None
+            raise cancelled() from None
         if message is grpc.aio.EOF:
             await self._follow(self._failover.ended(None))
             return
@@ -96,10 +96,6 @@ class StreamIterator:
         if ending.wait is not None:
             self._stream.call = None
             await asyncio.sleep(ending.wait)
-
-    @staticmethod
-    def _cancelled() -> CallError:
-        return call_error(grpc.StatusCode.CANCELLED, "cancelled by this client", None)
 
     def __del__(self) -> None:
         self._failover.close()

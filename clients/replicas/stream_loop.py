@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from quire.clients.errors import call_error, from_rpc_error
+from quire.clients.errors import cancelled, from_rpc_error
 from quire.clients.replicas.call_failover import Attempt
 from quire.clients.replicas.stream_failover import Differs, Ending, Item, StreamFailover
 from quire.v1 import inference_pb2 as pb
@@ -30,7 +30,7 @@ def read_stream(
     try:
         while True:
             if holder.closed:
-                raise call_error(grpc.StatusCode.CANCELLED, "cancelled by this client", None)
+                raise cancelled()
             attempt, request = failover.begin()
             call = opens(attempt, request)
             holder.hold(call)

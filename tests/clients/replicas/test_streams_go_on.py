@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.fake_replica import DRAIN, LENGTH, QUIET, Break, Replica, Served, whole, word
+from support.fake_replica import DRAIN, HELD, LENGTH, QUIET, Break, Replica, Served, whole, word
 from support.free_ports import free_port
 from support.not_grpc import not_grpc
 from support.patience import PATIENCE
@@ -245,11 +245,14 @@ def test_leaving_the_loop_gives_the_call_back(fleet: list[Served]) -> None:
 
 
 @BOTH
-@pytest.mark.usefixtures("replicas")
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_client_that_is_closed_has_no_calls(fleet: list[Served], mode: str, count: int) -> None:
+def test_a_client_that_is_closed_has_no_calls(
+    fleet: list[Served], replicas: list[Replica], mode: str, count: int
+) -> None:
     """Of several replicas another one took the stream up, over a connection that nobody closed."""
     where = [one.address for one in fleet][:count]
+    for one in replicas:
+        one.script = [Break(1, HELD)]
 
     async def run() -> None:
         client = AsyncClient(where, retry=QUICK, timeout=PATIENCE)
@@ -276,6 +279,7 @@ def test_a_client_that_is_closed_has_no_calls(fleet: list[Served], mode: str, co
             call()
 
 
+@pytest.mark.usefixtures("replicas")
 def test_one_address_has_nobody_to_choose_from(fleet: list[Served]) -> None:
     with Client(fleet[0].address) as client:
         assert client._replicas is None

@@ -15,12 +15,13 @@ import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.patience import PATIENCE
 
 from quire.v1 import inference_pb2 as pb
 from quire.v1 import inference_pb2_grpc as pb_grpc
 
 LENGTH = 8  # tokens of an answer
-SOCKET, DRAIN, QUIET = "socket", "drain", "quiet"
+SOCKET, DRAIN, QUIET, HELD = "socket", "drain", "quiet", "held"
 
 
 def token(seed: int, position: int) -> int:
@@ -40,7 +41,8 @@ class Break:
     """The call ends after so many tokens of this leg, or before `started` (None).
 
     how: SOCKET as a lost connection shows; DRAIN as a server that shuts down ends its streams: with
-    what it had held back; QUIET: all has come, and only the status is lost.
+    what it had held back; QUIET: all has come, and only the status is lost; HELD: not before its
+    client ends it.
     """
 
     after: int | None
@@ -112,6 +114,9 @@ class Replica(pb_grpc.InferenceServiceServicer):
             yield last
             yield finished(index, 99, pb.FINISH_REASON_CANCELLED, 0)
             refuse(context, "UNAVAILABLE", "the server is shutting down", "DRAINING", None)
+        ended = threading.Event()
+        if ends.how == HELD and context.add_callback(ended.set):
+            ended.wait(PATIENCE)
         context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
     def Stats(self, _request: pb.StatsRequest, _context: object) -> pb.StatsResponse:
