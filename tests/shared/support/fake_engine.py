@@ -102,6 +102,16 @@ class Device:
     def release(self) -> None:
         self.open.set()
 
+    def fail_after(self, tokens: int) -> None:
+        """The step after an output's so many tokens fails."""
+
+        def say(row: PlanRow, prompt: Sequence[int]) -> int:
+            if row.start + row.num_tokens - len(prompt) >= tokens:
+                self.fail, self.say = ValueError("a fault"), said_back
+            return said_back(row, prompt)
+
+        self.say = say
+
     # ------------------------------------------------------------ what the engine calls
 
     def execute(self, plan: StepPlan) -> "Pending | None":
