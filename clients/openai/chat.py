@@ -3,7 +3,7 @@
 from typing import Any
 
 from quire.clients import large_json
-from quire.clients.openai import constraints, sampling
+from quire.clients.openai import constraints, sampling, text_parts
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
 from quire.clients.openai.parsed_body import ParsedBody, check_prompt_logprobs, read_streaming
@@ -11,7 +11,6 @@ from quire.clients.openai.tools import read_calls, read_tools
 from quire.v1 import inference_pb2 as pb
 
 _ROLES = {"developer": "system"}  # what the contract calls it
-PARTS_PASSED_OVER = ("cache_control", "prompt_cache_breakpoint")  # see sampling.PASSED_OVER
 _EFFORT = "reasoning_effort"
 _HINTS = (
     ("functions", "is not supported: use tools"),
@@ -33,9 +32,7 @@ def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
     given |= _max_tokens(body, request)
     _logprobs(body, request)
     given |= read_conversation(body, request.chat)
-    parse_output = body.flag("parse_output")
-    if parse_output is not None:
-        request.parse_output = parse_output
+    read_parse_output(body, request)
     stream, usage = read_streaming(body)
     prompt_logprobs = check_prompt_logprobs(body, request, stream=stream)
     body.only("modalities", ["text"])
@@ -47,6 +44,13 @@ def read(values: dict[str, Any], request_id: str = "") -> ParsedBody:
     return ParsedBody((request,), given, stream, usage, logprobs, prompt_logprobs=prompt_logprobs)
 
 
+def read_parse_output(body: Fields, request: pb.GenerateRequest) -> None:
+    """Unset: as the model's family has it."""
+    parse_output = body.flag("parse_output")
+    if parse_output is not None:
+        request.parse_output = parse_output
+
+
 def read_conversation(body: Fields, chat: pb.Chat) -> dict[str, str]:
     """The fields that a prompt is made of. Returns the contract's fields under the names given."""
     if not body.has("messages"):
@@ -56,8 +60,7 @@ def read_conversation(body: Fields, chat: pb.Chat) -> dict[str, str]:
         if item is not None:
             _read_message(item, chat.messages.add())
     read_tools(body, chat)
-    kwargs, given = _template_kwargs(body)
-    chat.chat_template_kwargs = kwargs
+    given = read_template_kwargs(body, chat, body.text(_EFFORT), _EFFORT)
     opened = body.flag("add_generation_prompt")
     if opened is not None:
         chat.add_generation_prompt = opened
@@ -67,19 +70,21 @@ def read_conversation(body: Fields, chat: pb.Chat) -> dict[str, str]:
     return given
 
 
-def _template_kwargs(body: Fields) -> tuple[str, dict[str, str]]:
-    """As JSON text, with what reasoning_effort means to a template; and under which name it was
-    given."""
+def read_template_kwargs(
+    body: Fields, chat: pb.Chat, effort: str | None, told: str
+) -> dict[str, str]:
+    """With what the effort, whose name is `told`, means to a template. Returns as above."""
     kwargs = body.mapping("chat_template_kwargs")
-    effort = body.text("reasoning_effort")
     given: dict[str, str] = {}
     if effort is not None:
         key, value = ("enable_thinking", False) if effort == "none" else (_EFFORT, effort)
         if key in kwargs:
-            body.fault(_EFFORT, effort, f"excludes chat_template_kwargs.{key}: give one of the two")
+            body.fault(told, effort, f"excludes chat_template_kwargs.{key}: give one of the two")
         kwargs = {**kwargs, key: value}
-        given[f"chat.chat_template_kwargs.{key}"] = _EFFORT
-    return large_json.dumps(kwargs, ensure_ascii=False) if kwargs else "", given
+        given[f"chat.chat_template_kwargs.{key}"] = told
+    if kwargs:
+        chat.chat_template_kwargs = large_json.dumps(kwargs, ensure_ascii=False)
+    return given
 
 
 def _messages(body: Fields) -> list[Any]:
@@ -117,7 +122,7 @@ def _read_message(body: Fields, message: pb.ChatMessage) -> None:
     message.role = _ROLES.get(role, role)
     calls = read_calls(body, message)
     has_content = body.has("content")
-    message.content = _content(body)
+    message.content = text_parts.read(body, "content", ("text",))
     if not has_content and not (role == "assistant" and (calls or _says_else(body))):
         body.fault("content", None, "is missing")
     message.name = body.text("name") or ""
@@ -138,28 +143,3 @@ def _read_message(body: Fields, message: pb.ChatMessage) -> None:
 def _says_else(body: Fields) -> bool:
     """Thoughts, or a call of the old form, which is refused by its own name."""
     return any(map(body.has, ("reasoning_content", "reasoning", "function_call")))
-
-
-def _content(body: Fields) -> str:
-    """A string, or parts of text, which are joined without anything between them."""
-    value = body.value("content")
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not isinstance(value, list):
-        body.fault("content", value, "must be a string or a list of parts")
-        return ""
-    texts = []
-    for i, given in enumerate(value):
-        part = body.item(f"content[{i}]", given)
-        if part is None:
-            continue
-        kind = part.value("type")
-        if kind != "text":
-            part.fault("type", kind, 'must be "text": this model reads text alone')
-            continue
-        if not part.has("text"):
-            part.fault("text", None, "is missing")
-        texts.append(part.text("text") or "")
-        part.passed_over(*PARTS_PASSED_OVER)
-        part.end()
-    return "".join(texts)

@@ -1,4 +1,4 @@
-"""`response_format` and `structured_outputs` as the contract's Constraint."""
+"""`response_format`, `text.format` and `structured_outputs` as the contract's Constraint."""
 
 import json
 from typing import Any
@@ -28,21 +28,57 @@ Named = dict[str, str]
 
 def read(body: Fields, request: pb.GenerateRequest) -> Named:
     """Sets the request's constraint. Returns the contract's fields under the names given."""
-    both = body.has("structured_outputs") and body.has("response_format")
-    named = _structured(body, request)
-    formatted = _format(body, request)
-    if both and named and formatted:
-        body.fault("structured_outputs", {}, "excludes response_format: give one of the two")
-    return named or formatted
+    return _one_of(body, _structured(body, request), "response_format", _format(body, request))
+
+
+def read_text(body: Fields, request: pb.GenerateRequest) -> Named:
+    """The same where the format stands in `text`, and the schema in the format itself."""
+    text, formatted = body.nested("text"), Named()
+    if text is not None:
+        formatted = _text_format(text, request)
+        text.only("verbosity", "medium", why="must be medium: ask for another in a message")
+        text.end()
+    return _one_of(body, _structured(body, request), "text.format", formatted)
+
+
+def _one_of(body: Fields, structured: Named, name: str, formatted: Named) -> Named:
+    if structured and formatted:
+        body.fault("structured_outputs", {}, f"excludes {name}: give one of the two")
+    return structured or formatted
+
+
+def _text_format(text: Fields, request: pb.GenerateRequest) -> Named:
+    given = text.nested("format")
+    if given is None:
+        return {}
+    kind = _kind(given)
+    if kind == "json_schema":
+        given.passed_over("name", "description", "strict")
+        request.constraint.json_schema = _schema(given, "schema")
+    elif kind == "json_object":
+        request.constraint.json_object = True
+    given.end()
+    if kind not in _FORMATS[1:]:
+        return {}
+    return {
+        "constraint.json_schema": "text.format.schema",
+        "constraint.json_object": "text.format.type",
+        "constraint": "text.format",
+    }
+
+
+def _kind(given: Fields) -> Any:
+    kind = given.value("type")
+    if kind not in _FORMATS:
+        given.fault("type", kind, f"must be one of {', '.join(_FORMATS)}")
+    return kind
 
 
 def _format(body: Fields, request: pb.GenerateRequest) -> Named:
     given = body.nested("response_format")
     if given is None:
         return {}
-    kind = given.value("type")
-    if kind not in _FORMATS:
-        given.fault("type", kind, f"must be one of {', '.join(_FORMATS)}")
+    kind = _kind(given)
     bare = next((name for name in _BARE if kind == "json_object" and given.has(name)), None)
     written = "" if bare is None else _schema(given, bare)
     if written not in ("", "{}", "true"):  # of these any value is valid

@@ -7,7 +7,15 @@ from itertools import islice
 
 from quire.clients.openai.faults import Fault
 
-_COMMON = (
+Rules = tuple[tuple[re.Pattern[str], str], ...]
+
+
+def rules(*pairs: tuple[str, str]) -> Rules:
+    """Each a pattern of the contract's names, and what a body calls them. The first counts."""
+    return tuple((re.compile(contract), told) for contract, told in pairs)
+
+
+_CHAT = rules(
     (r"sampling\.", ""),
     (
         r"chat\.messages\[(\d+)\]\.tool_calls\[(\d+)\]\.name",
@@ -25,7 +33,6 @@ _COMMON = (
     (r"request_id$", "x-request-id"),
     (r"(text|token_ids)(\.ids)?(?=$|\[)", "prompt"),
 )
-_RULES = tuple((re.compile(contract), told) for contract, told in _COMMON)
 _MAX_TOLD = 16
 _IN_WORDS = (  # what the contract's words name, and a body has otherwise or not at all
     ("sampling.", ""),
@@ -33,6 +40,7 @@ _IN_WORDS = (  # what the contract's words name, and a body has otherwise or not
     ("send text or token_ids", "send a prompt to /v1/completions"),
     ("(Embed)", "(/v1/embeddings)"),
 )
+_EFFORTS = ("reasoning_effort", "reasoning.effort")
 _EFFORT = (
     " (medium is as if unset where a template knows no effort, none is "
     "chat_template_kwargs.enable_thinking = false, others are for templates that know "
@@ -44,9 +52,10 @@ _PRIORITY = " (in the contract's sense, where higher runs first: here turn the s
 @dataclass(frozen=True, slots=True)
 class Names:
     """The names of one request's fields. given: the contract's fields that this request gave under
-    other names."""
+    other names. rules: for all others; by default a chat's and a completion's."""
 
     given: Mapping[str, str] = field(default_factory=dict)
+    rules: Rules = _CHAT
 
     def body(self, contract: str) -> str:
         """A field's name."""
@@ -54,7 +63,7 @@ class Names:
             rest = contract.removeprefix(name)
             if rest != contract and (not rest or rest[0] in ".["):
                 return told + rest
-        for pattern, told in _RULES:
+        for pattern, told in self.rules:
             if pattern.match(contract):
                 return pattern.sub(told, contract, count=1)
         return contract
@@ -70,4 +79,4 @@ class Names:
         if contract == "priority":
             words += _PRIORITY
         told = self.body(contract)
-        return Fault(told, words + _EFFORT if told == "reasoning_effort" else words)
+        return Fault(told, words + _EFFORT if told in _EFFORTS else words)

@@ -49,10 +49,13 @@ class ParsedBody:
     def names(self, place: int = 0) -> Names:
         """The body's names for the fields of one of the requests."""
         if self.prompts == 1:
-            return Names(self.given)
+            return self._names()
         prompt = f"prompt[{place}]"
         kinds = ("token_ids.ids", "token_ids", "text")
         return Names({**self.given, **dict.fromkeys(kinds, prompt)})
+
+    def _names(self) -> Names:
+        return Names(self.given)
 
     def name(self, name: str) -> None:
         """Set the calls' request ids; of several, each followed by its number."""
@@ -75,19 +78,26 @@ class ParsedBody:
                 message.prompt_logprobs.index += place * self.each
 
 
-def read_streaming(body: Fields) -> tuple[bool, StreamUsage]:
-    """Whether to stream, and what then follows of usage."""
+def read_stream(body: Fields) -> tuple[bool, Fields | None]:
+    """Whether to stream; and options, of which the caller takes those that the path has."""
     stream = body.flag("stream") or False
     options = body.nested("stream_options")
+    if options is not None:
+        if not stream:
+            body.fault("stream_options", {}, "goes with stream = true alone")
+        options.passed_over("include_obfuscation")
+    return stream, options
+
+
+def read_streaming(body: Fields) -> tuple[bool, StreamUsage]:
+    """Whether to stream, and what then follows of usage."""
+    stream, options = read_stream(body)
     if options is None:
         return stream, StreamUsage.NONE
-    if not stream:
-        body.fault("stream_options", {}, "goes with stream = true alone")
     last = options.flag("include_usage") or False
     each = options.flag("continuous_usage_stats") or False
     if each and not last:
         options.fault("continuous_usage_stats", True, "goes with include_usage = true alone")
-    options.passed_over("include_obfuscation")
     options.end()
     if not last:
         return stream, StreamUsage.NONE

@@ -1,5 +1,6 @@
 """Tools, the calls of them in a conversation, and whether they may be called."""
 
+from collections.abc import Callable
 from typing import Any
 
 from quire.clients.openai.fields import Fields
@@ -9,18 +10,45 @@ _MODES = {
     "none": pb.TOOL_CHOICE_MODE_NONE,
     "required": pb.TOOL_CHOICE_MODE_REQUIRED,
 }
+_HOSTED = ": no tool runs on this server"
+Inside = Callable[[Fields, str, object], Fields | None]  # of a tool, or of a choice: the function
 _INSTEAD = {  # OpenAI's other kinds of tools, and of choices among them
     "custom": ": make its input a parameter",
     "allowed_tools": ": give those tools alone",
+    "namespace": ": give its functions themselves",
 }
 
 
-def read_tools(body: Fields, chat: pb.Chat) -> None:
+def nested(body: Fields, name: str, value: object) -> Fields | None:
+    """The inside of {"type": "function", "function": {…}}."""
+    item = flat(body, name, value)
+    if item is None:
+        return None
+    function = item.nested("function")
+    if function is None:
+        item.fault("function", None, "is missing")
+    item.end()
+    return function
+
+
+def flat(body: Fields, name: str, value: object) -> Fields | None:
+    """The rest of {"type": "function", …}."""
+    item = body.item(name, value)
+    if item is None:
+        return None
+    kind = item.value("type")
+    if kind != "function":
+        item.fault("type", kind, 'must be "function"' + _INSTEAD.get(str(kind), _HOSTED))
+        return None
+    return item
+
+
+def read_tools(body: Fields, chat: pb.Chat, inside: Inside = nested) -> None:
     """The tools, and the choice among them. `auto`, and several calls, are as if unset; so is
     one call at most, where there is nothing to call."""
     tools = body.items("tools")
     for i, value in enumerate(tools):
-        function = _function(body, f"tools[{i}]", value)
+        function = inside(body, f"tools[{i}]", value)
         if function is None:
             continue
         tool = chat.tools.add(name=function.text("name") or "")
@@ -30,12 +58,12 @@ def read_tools(body: Fields, chat: pb.Chat) -> None:
         tool.parameters_json = function.json_text("parameters")
         tool.strict = function.flag("strict") or False
         function.end()
-    _read_choice(body, chat, bool(tools))
+    _read_choice(body, chat, inside, has_tools=bool(tools))
     if body.flag("parallel_tool_calls") is False and tools:
         chat.parallel_tool_calls = False
 
 
-def _read_choice(body: Fields, chat: pb.Chat, has_tools: bool) -> None:
+def _read_choice(body: Fields, chat: pb.Chat, inside: Inside, *, has_tools: bool) -> None:
     choice: Any = body.value("tool_choice")
     if choice is None or choice == "auto" or (choice == "none" and not has_tools):
         return
@@ -47,7 +75,7 @@ def _read_choice(body: Fields, chat: pb.Chat, has_tools: bool) -> None:
         else:
             body.fault("tool_choice", choice, "must be auto, none, required or a function")
         return
-    function = _function(body, "tool_choice", choice)
+    function = inside(body, "tool_choice", choice)
     if function is not None:
         chat.tool_choice.name = function.text("name") or ""
         function.end()
@@ -72,19 +100,3 @@ def read_calls(body: Fields, message: pb.ChatMessage) -> bool:
             function.end()
         item.end()
     return bool(values)
-
-
-def _function(body: Fields, name: str, value: object) -> Fields | None:
-    """The inside of {"type": "function", "function": {…}}."""
-    item = body.item(name, value)
-    if item is None:
-        return None
-    kind = item.value("type")
-    if kind != "function":
-        item.fault("type", kind, 'must be "function"' + _INSTEAD.get(str(kind), ""))
-        return None
-    function = item.nested("function")
-    if function is None:
-        item.fault("function", None, "is missing")
-    item.end()
-    return function

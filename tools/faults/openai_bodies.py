@@ -27,7 +27,7 @@ FAULTS = (
     ),
     Fault(
         "openai bodies: a part of text may be without its text",
-        "clients/openai/chat.py",
+        "clients/openai/text_parts.py",
         '            part.fault("text", None, "is missing")\n',
         "            pass\n",
         (FIELDS + "a_fault_names_its_field",),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quire.clients.openai import chat, completions, sampling
+from quire.clients.openai import chat, completions, sampling, text_parts
 from quire.clients.openai.faults import MAX_FAULTS, BadBody, Faults
 from quire.clients.openai.field_names import Names
 from quire.clients.openai.parsed_body import ParsedBody
@@ -378,6 +378,6 @@ def test_the_page_names_what_is_passed_over() -> None:
     table = page.partition("| passed over |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`([a-z_.]+)`", table)) == {
         *sampling.PASSED_OVER,
-        *chat.PARTS_PASSED_OVER,
+        *text_parts.PASSED_OVER,
         "stream_options.include_obfuscation",
     }
