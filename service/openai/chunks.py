@@ -6,7 +6,7 @@ the same as in a whole answer. A choice ends with one chunk that holds its `fini
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quire.clients.openai.parsed_body import StreamUsage
@@ -24,7 +24,7 @@ from quire.v1 import inference_pb2 as pb
 DONE = b"data: [DONE]\n\n"
 _BLANK = "\0"
 _WRITTEN = json.dumps(_BLANK).encode()
-Chunk = dict[str, Any]
+Chunk = Mapping[str, Any]
 
 
 def event(value: Chunk) -> bytes:
@@ -84,6 +84,14 @@ class Chunks:
         """The chunks after the last choice's end."""
         if self._usage is not StreamUsage.NONE:
             yield self._head.object([]) | {"usage": self._tally.usage()}
+
+    def ended(self) -> bytes:
+        """The same as bytes, and the end."""
+        return b"".join(map(event, self.last())) + DONE
+
+    def failed(self, error: Mapping[str, Any]) -> bytes:
+        """An error in place of the end."""
+        return event({"error": error})
 
     def _started(self, started: pb.Started) -> Iterator[Chunk]:
         self._head.started(started)

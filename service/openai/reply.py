@@ -1,9 +1,9 @@
 """One generating request, from its acceptance to the last byte of its answer.
 
-Invariant: an answer that was begun ends with its last chunk and `[DONE]`, or with an error event;
-one that was not begun is an HTTP status. A client that disconnects cancels the call at once,
-whatever is being awaited, and so frees what it holds. If a call is ended while its client does not
-read, the connection is closed, since nothing more can be sent.
+Invariant: an answer that was begun ends as its API has it, or with an error event; one that was not
+begun is an HTTP status. A client that disconnects cancels the call at once, whatever is being
+awaited, and so frees what it holds. If a call is ended while its client does not read, the
+connection is closed, since nothing more can be sent.
 """
 
 import asyncio
@@ -14,11 +14,10 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from quire.clients.openai.answers import Answer
 from quire.clients.openai.parsed_body import ParsedBody
 from quire.service.errors import Refusal
+from quire.service.openai.api import Api
 from quire.service.openai.calls import Calls
-from quire.service.openai.chunks import DONE, Chunks, event
 from quire.service.openai.http_context import HttpContext
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.problems import problem
@@ -41,15 +40,15 @@ class Reply:
         context: HttpContext,
         parsed: ParsedBody | Malformed,
         *,
+        api: Api,
         model: str,
-        chat: bool,
         budget: LogprobBudget,
     ) -> None:
-        """parsed: Malformed if the body could not be read."""
+        """parsed: by the API; Malformed if the body could not be read."""
         self._calls = Calls(servicer, context, parsed)
-        self._parsed = ParsedBody(()) if isinstance(parsed, Malformed) else parsed
+        self._parsed = parsed
+        self._api = api
         self._model = model
-        self._chat = chat
         self._budget = budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,24 +62,25 @@ class Reply:
                 scope["connection"].abort()
 
     async def _answer(self, send: Send, disconnect: "DisconnectWatcher") -> None:
-        if self._parsed.stream:
-            await self._stream(send, disconnect)
-        else:
-            await self._whole(send, disconnect)
+        try:
+            if isinstance(self._parsed, Malformed):
+                await self._calls.run(_never)
+            elif self._parsed.stream:
+                await self._stream(self._parsed, send, disconnect)
+            else:
+                await self._whole(self._parsed, send, disconnect)
+        except Refusal as refusal:
+            await self._refuse(refusal, send, disconnect)
 
-    async def _whole(self, send: Send, disconnect: "DisconnectWatcher") -> None:
-        answer = Answer(self._model, self._parsed, chat=self._chat)
+    async def _whole(self, parsed: ParsedBody, send: Send, disconnect: "DisconnectWatcher") -> None:
+        answer = self._api.whole(self._model, parsed)
         with self._budget.share() as share:
 
             async def take(message: pb.GenerateResponse) -> None:
                 share.take(_entries(message))
                 answer.take(message)
 
-            try:
-                await self._calls.run(take)
-            except Refusal as refusal:
-                await self._refuse(refusal, send, disconnect)
-                return
+            await self._calls.run(take)
             if share.held < _MANY:
                 body = answer.encoded()
             else:
@@ -88,19 +88,14 @@ class Reply:
         disconnect.over = True
         await send_whole(send, 200, [_JSON, *self._named()], body)
 
-    async def _stream(self, send: Send, disconnect: "DisconnectWatcher") -> None:
-        parsed, begun = self._parsed, False
-        chunks = Chunks(
-            self._model,
-            chat=self._chat,
-            logprobs=parsed.logprobs,
-            usage=parsed.usage,
-            n=parsed.choices,
-        )
+    async def _stream(
+        self, parsed: ParsedBody, send: Send, disconnect: "DisconnectWatcher"
+    ) -> None:
+        begun, stream = False, self._api.stream(self._model, parsed)
 
         async def take(message: pb.GenerateResponse) -> None:
             nonlocal begun
-            data = chunks.encoded(message)
+            data = stream.encoded(message)
             if not begun:
                 begun = True
                 headers = [*_STREAM, *self._named()]
@@ -110,13 +105,11 @@ class Reply:
 
         try:
             await self._calls.run(take)
-            last = b"".join(map(event, chunks.last())) + DONE
+            last = stream.ended()
         except Refusal as refusal:
             if not begun:
-                await self._refuse(refusal, send, disconnect)
-                return
-            error = problem(refusal).error
-            last = event({"error": dict(error)})
+                raise
+            last = stream.failed(problem(refusal).error)
         disconnect.over = True
         await _send_part(send, last, more=False)
 
@@ -129,6 +122,10 @@ class Reply:
     def _named(self) -> Headers:
         name = self._calls.name
         return [(b"x-request-id", name.encode())] if name else []
+
+
+async def _never(_message: pb.GenerateResponse) -> None:
+    raise AssertionError("what is no request has no events")
 
 
 def _entries(message: pb.GenerateResponse) -> int:

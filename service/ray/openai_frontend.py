@@ -15,13 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from quire.clients.openai import chat, completions
 from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
 from quire.service.errors import OtherContext, Refusal
 from quire.service.openai import cards, problems
+from quire.service.openai.api import CHAT, COMPLETIONS, Api
 from quire.service.openai.bodies import Bodies, parse
-from quire.service.openai.generation import Read
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_guard import AllowedHosts
@@ -34,9 +33,9 @@ if TYPE_CHECKING:  # needs ray
     from quire.service.ray.streams import Streams
 
 MAX_BODY = 16 << 20  # bytes
-_READERS: Mapping[str, tuple[Read, bool]] = {
-    "/v1/chat/completions": (chat.read, True),
-    "/v1/completions": (completions.read, False),
+_APIS: Mapping[str, Api] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
 }
 _MODELS = "/v1/models/"  # behind it a name; without the last stroke: all of them
 
@@ -110,7 +109,7 @@ class OpenAIFrontend:
     async def _answer(self, request: Request, context: _IngressContext) -> Response:
         path, method = request.url.path, request.method
         of_models = f"{path}/".startswith(_MODELS)
-        if not of_models and path not in _READERS:
+        if not of_models and path not in _APIS:
             raise problems.no_such_path(path)
         if method != ("GET" if of_models else "POST"):
             raise problems.wrong_method(method, path)
@@ -120,12 +119,12 @@ class OpenAIFrontend:
         return cards.listing(model) if name == path else cards.named(model, name)
 
     async def _generated(self, request: Request, context: _IngressContext) -> Response:
-        read, is_chat = _READERS[request.url.path]
+        api = _APIS[request.url.path]
         name = str((await self._model(context))["id"])
         body = await self._bodies.read(request, str(request.client))
 
         def parsed() -> Any:
-            return read(parse(body), context.headers.get("x-request-id", ""))
+            return api.read(parse(body), context.headers.get("x-request-id", ""))
 
         try:
             if len(body) <= INLINE_BYTES:
@@ -136,7 +135,7 @@ class OpenAIFrontend:
         except BadBody as bad:
             asked = Malformed(problems.refused(bad))
         reply = Reply(
-            self._servicer, cast(Any, context), asked, model=name, chat=is_chat, budget=self._budget
+            self._servicer, cast(Any, context), asked, api=api, model=name, budget=self._budget
         )
         return _Answer(reply)
 

@@ -1,0 +1,54 @@
+"""The APIs that generate: how each reads its bodies and writes its answers.
+
+Invariant: what lies between is the same call for all of them.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from quire.clients.openai import chat, completions
+from quire.clients.openai.answers import Answer
+from quire.clients.openai.parsed_body import ParsedBody
+from quire.service.openai.chunks import Chunks
+from quire.v1 import inference_pb2 as pb
+
+
+class Whole(Protocol):
+    """An answer that is sent at once."""
+
+    def take(self, message: pb.GenerateResponse) -> None:
+        """The next event."""
+
+    def encoded(self) -> bytes:
+        """All of it, once all has ended; on any thread."""
+
+
+class Stream(Protocol):
+    """An answer that is sent as it comes."""
+
+    def encoded(self, message: pb.GenerateResponse) -> bytes:
+        """What the next event makes of it; empty: nothing."""
+
+    def ended(self) -> bytes:
+        """Its end, once all has ended."""
+
+    def failed(self, error: Mapping[str, Any]) -> bytes:
+        """Its end, where that is an error."""
+
+
+class Api(NamedTuple):
+    """read: of a body's object and a name for its call; raises BadBody. whole, stream: of the
+    model's name and what was read."""
+
+    read: Callable[[dict[str, Any], str], ParsedBody]
+    whole: Callable[[str, Any], Whole]
+    stream: Callable[[str, Any], Stream]
+
+
+def _chunks(model: str, parsed: ParsedBody, *, chat: bool) -> Chunks:
+    return Chunks(model, chat=chat, logprobs=parsed.logprobs, usage=parsed.usage, n=parsed.choices)
+
+
+CHAT = Api(chat.read, partial(Answer, chat=True), partial(_chunks, chat=True))
+COMPLETIONS = Api(completions.read, partial(Answer, chat=False), partial(_chunks, chat=False))
