@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from quire.clients.openai import chat, completions
+from quire.clients.openai import chat, completions, responses
 from quire.clients.openai.answers import Answer
 from quire.clients.openai.parsed_body import ParsedBody
+from quire.clients.openai.response_answer import ResponseAnswer
 from quire.service.openai.chunks import Chunks
+from quire.service.openai.response_events import ResponseEvents
 from quire.v1 import inference_pb2 as pb
 
 
@@ -52,3 +54,4 @@ def _chunks(model: str, parsed: ParsedBody, *, chat: bool) -> Chunks:
 
 CHAT = Api(chat.read, partial(Answer, chat=True), partial(_chunks, chat=True))
 COMPLETIONS = Api(completions.read, partial(Answer, chat=False), partial(_chunks, chat=False))
+RESPONSES = Api(responses.read, ResponseAnswer, ResponseEvents)

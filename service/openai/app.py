@@ -76,7 +76,6 @@ def _routes(
 
         return answer
 
-    no_responses = guarded(_no_responses, "responses")
     return [
         Route("/v1/chat/completions", generation.chat, methods=["POST"]),
         Route("/v1/completions", generation.completions, methods=["POST"]),
@@ -84,8 +83,8 @@ def _routes(
         *(Route(path, vectors.rerank, methods=["POST"]) for path in _RERANK),
         Route("/v1/models", guarded(info.models, "models"), methods=["GET"]),
         Route("/v1/models/{name:path}", guarded(info.model, "models"), methods=["GET"]),
-        Route("/v1/responses", no_responses, methods=_ANY),
-        Route("/v1/responses/{rest:path}", no_responses, methods=_ANY),
+        Route("/v1/responses", generation.responses, methods=["POST"]),
+        Route("/v1/responses/{rest:path}", guarded(_unstored, "responses"), methods=_ANY),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
         Route("/health", info.health, methods=["GET"]),
@@ -128,8 +127,8 @@ class _EntryMiddleware:
                 await problems.response(told)(scope, receive, send)
 
 
-async def _no_responses(_request: Request) -> Response:
-    raise problems.no_responses_api()
+async def _unstored(request: Request) -> Response:
+    raise problems.nothing_stored(request.url.path)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

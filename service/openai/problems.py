@@ -99,13 +99,10 @@ def no_such_path(path: str) -> Refusal:
     return Refusal(_Code.NOT_FOUND, told, reason="UNKNOWN_PATH")
 
 
-def no_responses_api() -> Refusal:
-    """The newer API, which keeps conversations on the server."""
-    return Refusal(
-        _Code.NOT_FOUND,
-        "/v1/responses is not served here: send the conversation to /v1/chat/completions",
-        reason="UNKNOWN_PATH",
-    )
+def nothing_stored(path: str) -> Refusal:
+    """What OpenAI's API has under a response's own path is of responses that it keeps."""
+    told = f"there is nothing at {show(path)}: responses are not stored here"
+    return Refusal(_Code.NOT_FOUND, told, reason="UNKNOWN_PATH")
 
 
 def wrong_method(method: str, path: str) -> Refusal:

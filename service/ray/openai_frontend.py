@@ -19,7 +19,7 @@ from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
 from quire.service.errors import OtherContext, Refusal
 from quire.service.openai import cards, problems
-from quire.service.openai.api import CHAT, COMPLETIONS, Api
+from quire.service.openai.api import CHAT, COMPLETIONS, RESPONSES, Api
 from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
@@ -36,6 +36,7 @@ MAX_BODY = 16 << 20  # bytes
 _APIS: Mapping[str, Api] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
 }
 _MODELS = "/v1/models/"  # behind it a name; without the last stroke: all of them
 

@@ -54,10 +54,10 @@ FAULTS = (
         (CLIENT + "what_clients_send_beside_the_question_is_no_fault",),
     ),
     Fault(
-        "openai bodies: who asks for /v1/responses is asked for no key",
+        "openai bodies: who asks for what is not stored is asked for no key",
         "service/openai/app.py",
-        'no_responses = guarded(_no_responses, "responses")\n',
-        "no_responses: Endpoint = _no_responses\n",
+        'guarded(_unstored, "responses")',
+        "_unstored",
         (ENTRANCE + "a_key_is_asked_for_before_the_body_is_read",),
     ),
     Fault(

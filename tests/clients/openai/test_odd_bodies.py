@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quire.clients.openai import chat, completions, tokens, vectors
+from quire.clients.openai import chat, completions, responses, tokens, vectors
 from quire.clients.openai.faults import BadBody
 
 USER = {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}
@@ -44,9 +44,34 @@ CHAT = {
 }
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}}
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}, "response_format": FORMAT}
+TEXT_FORMAT = {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True}
+RESPONSES = {
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}], "content": None},
+        {"type": "message", "role": "assistant", "content": "a", "id": "m", "status": "completed"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "a"},
+    ],
+    "instructions": "a",
+    "tools": [{"type": "function", "name": "f", "parameters": SCHEMA, "strict": False}],
+    "tool_choice": {"type": "function", "name": "f"},
+    "text": {"format": TEXT_FORMAT, "verbosity": "medium"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "include": ["message.output_text.logprobs"],
+    "top_logprobs": 1,
+    "max_output_tokens": 1,
+    "metadata": {"a": "b"},
+    "chat_template_kwargs": {"a": 1},
+    "stream": True,
+    "stream_options": {"include_obfuscation": False},
+    "background": False,
+    "truncation": "disabled",
+}
 BODIES: dict[str, tuple[Callable[[dict[str, Any]], object], dict[str, Any]]] = {
     "chat": (chat.read, CHAT),
     "streamed chat": (chat.read, {"messages": [USER], **STREAMED}),
+    "response": (responses.read, RESPONSES),
     "choice": (chat.read, {"messages": [USER], "structured_outputs": {"choice": ["a"]}}),
     "schema": (chat.read, {"messages": [USER], "structured_outputs": {"json": SCHEMA}}),
     "completions": (

@@ -29,6 +29,16 @@ async function refused(call) {
   return null;
 }
 
+async function response() {
+  const whole = await api.responses.create({ model, input: "Hello" });
+  const seen = { text: whole.output_text, deltas: "", status: "" };
+  for await (const event of await api.responses.create({ model, input: "Hello", stream: true })) {
+    if (event.type === "response.output_text.delta") seen.deltas += event.delta;
+    if (event.type === "response.completed") seen.status = event.response.status;
+  }
+  return seen;
+}
+
 async function cancelled() {
   const controller = new AbortController();
   const endless = { model, prompt: [300, 301], stream: true, max_tokens: 2000, ignore_eos: true };
@@ -61,7 +71,8 @@ async function main() {
         api.chat.completions.create({ model, messages, response_format: wrong }),
       ),
       missing: await refused(api.chat.completions.create({ model: "another", messages })),
-      responses: await refused(api.responses.create({ model, input: "Hello" })),
+      stored: await refused(api.responses.retrieve("resp_1")),
+      response: await response(),
       cancelled: await cancelled(),
     }),
   );

@@ -36,9 +36,10 @@ def test_a_key_is_asked_for_before_the_body_is_read(
             told = await ask(port, head("POST", CHAT, content_length="1000"))  # no body comes
             assert (told.status, told.code) == (401, "invalid_api_key")
             assert told.headers["www-authenticate"] == "Bearer"
-            for path in ("/v1/models", "/v1/responses", "/metrics", "/version"):
+            for path in ("/v1/models", "/v1/responses/x", "/metrics", "/version"):
                 assert (await ask(port, head("GET", path))).status == 401
-            assert (await ask(port, posted("/tokenize", {"prompt": "a"}))).status == 401
+            for path, body in (("/tokenize", {"prompt": "a"}), ("/v1/responses", {"input": "a"})):
+                assert (await ask(port, posted(path, body))).status == 401
             assert (await ask(port, head("GET", "/health"))).status == 200
             bearer = f"Bearer {KEY}"
             assert (await ask(port, posted(CHAT, HELLO, authorization=bearer))).status == 200

@@ -37,10 +37,11 @@ def test_the_npm_package_reads_answers_streams_and_refusals_and_cancels() -> Non
             "value": ("BadRequestError", 400, "temperature"),
             "schema": ("BadRequestError", 400, "response_format.json_schema.schema"),
             "missing": ("NotFoundError", 404, "model"),
-            "responses": ("NotFoundError", 404, None),
+            "stored": ("NotFoundError", 404, None),
         }
         for name, expected in refusals.items():
             assert tuple(told[name].values()) == expected
         assert told["cancelled"]
+        assert told["response"] == {"text": said, "deltas": said, "status": "completed"}
 
     run(test)

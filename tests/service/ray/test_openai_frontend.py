@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
@@ -28,6 +29,11 @@ class Streams:
         self.asked += 1
         model = pb.ModelInfo(name=NAME, max_model_len=1024)
         return pb.GetModelInfoResponse(model=model).SerializeToString()
+
+    async def generate(self, _request: Any, _metadata: Any) -> AsyncIterator[pb.GenerateResponse]:
+        yield pb.GenerateResponse(started=pb.Started(request_id="r"))
+        yield pb.GenerateResponse(delta=pb.Delta(text="So"))
+        yield pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_STOP))
 
 
 def answer(face: OpenAIFrontend, method: str, path: str) -> tuple[int, dict[str, Any]]:
@@ -71,6 +77,7 @@ def test_models_are_told_as_a_server_tells_them(face: OpenAIFrontend, streams: S
         ("POST", "/v1/nothing", 404, "there is nothing at"),
         ("GET", "/health", 404, "there is nothing at"),
         ("GET", "/v1/completions", 405, "is not for"),
+        ("GET", "/v1/responses", 405, "is not for"),
         ("POST", "/v1/models", 405, "is not for"),
     ],
 )
@@ -81,6 +88,55 @@ def test_what_is_not_there_is_refused_in_the_servers_words(
     assert found == status and words in told["error"]["message"]
     assert {"message", "type", "code"} <= set(told["error"])
     assert streams.asked == 0
+
+
+def posted(path: str, body: bytes) -> Request:
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "server": ("127.0.0.1", 8000),
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(scope, receive)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "x"}]},
+            "chat.completion",
+        ),
+        ("/v1/completions", {"prompt": "x"}, "text_completion"),
+        ("/v1/responses", {"input": "x"}, "response"),
+    ],
+)
+def test_each_api_answers_in_its_own_form(
+    face: OpenAIFrontend, path: str, body: dict[str, Any], kind: str
+) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def gone() -> Any:
+        return await asyncio.Future()  # nobody leaves
+
+    async def test() -> None:
+        request = posted(path, json.dumps(body).encode())
+        await (await face.answer(request))(request.scope, gone, send)
+
+    asyncio.run(test())
+    begin, rest = sent
+    told = json.loads(rest["body"])
+    assert (begin["status"], told["object"], told["model"]) == (200, kind, NAME)
 
 
 @pytest.mark.parametrize("size", [1, INLINE_BYTES])
@@ -96,17 +152,5 @@ def test_a_large_body_is_parsed_off_the_event_loop(
 
     monkeypatch.setattr(openai_frontend, "parse", parsed)
     body = json.dumps({"prompt": "a" * size}).encode()
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/v1/completions",
-        "query_string": b"",
-        "server": ("127.0.0.1", 8000),
-        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
-    }
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    asyncio.run(face.answer(Request(scope, receive)))
+    asyncio.run(face.answer(posted("/v1/completions", body)))
     assert [thread is threading.current_thread() for thread in threads] == [size == 1]

@@ -1,0 +1,75 @@
+"""The names of a Responses body's fields: its items, where the contract has messages."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from quire.clients.openai.field_names import Names, Rules, rules
+
+_MESSAGE = re.compile(r"chat\.messages\[(\d+)\](.*)")
+_CALL = re.compile(r"\.tool_calls(?:\[(\d+)\](.*))?")
+_OF_CALLS = {".name": ".name", ".arguments_json": ".arguments", ".id": ".call_id"}
+_OF_ITEMS = {  # by the item's type
+    "message": {".role": ".role", ".content": ".content"},
+    "reasoning": {".reasoning_content": ""},
+    "function_call_output": {".content": ".output", ".tool_call_id": ".call_id"},
+}
+_RULES = rules(
+    (r"sampling\.", ""),
+    (r"chat\.tools\[(\d+)\]\.parameters_json", r"tools[\1].parameters"),
+    (r"chat\.", ""),
+    (r"chat$", "input"),
+    (r"request_id$", "x-request-id"),
+)
+
+
+class Place(NamedTuple):
+    """What an item became: the number of a message, and in it that of a call."""
+
+    message: int
+    type: str
+    call: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseNames(Names):
+    """places: of the items, in their order, which is that of the messages as well. instructed: the
+    first message is the instructions."""
+
+    rules: Rules = _RULES
+    places: tuple[Place, ...] = ()
+    instructed: bool = False
+
+    def body(self, contract: str) -> str:
+        """A field's name."""
+        found = _MESSAGE.fullmatch(contract)
+        if found is None:
+            return Names.body(self, contract)
+        message, rest = int(found[1]), found[2]
+        if message == 0 and self.instructed:
+            return "instructions"
+        items = list(self._items(message))
+        told = (
+            f"input[{i}]{name}" for i, place in items if (name := _name(place, rest)) is not None
+        )
+        return next(told, f"input[{items[0][0]}]" if items else "input")
+
+    def _items(self, message: int) -> Iterator[tuple[int, Place]]:
+        """Those of a message, each with its number."""
+        first = bisect_left(self.places, message, key=lambda place: place.message)
+        for number in range(first, len(self.places)):
+            if self.places[number].message != message:
+                return
+            yield number, self.places[number]
+
+
+def _name(place: Place, rest: str) -> str | None:
+    """What an item calls a field of its message; None: the field is not this item's."""
+    called = _CALL.fullmatch(rest)
+    if called is None:
+        return _OF_ITEMS.get(place.type, {}).get(rest)
+    if place.type != "function_call" or place.call != int(called[1] or 0):
+        return None
+    return _OF_CALLS.get(called[2] or "", "")
