@@ -69,6 +69,7 @@ class Options(TypedDict, total=False):
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     allow_special_tokens: bool | None
+    omit_unshown_reasoning: bool | None
 
 
 class ChatOptions(TypedDict, total=False):
@@ -81,6 +82,7 @@ class ChatOptions(TypedDict, total=False):
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     allow_special_tokens: bool | None
+    omit_unshown_reasoning: bool | None
 
 
 SAMPLING_FIELDS = frozenset(pb.SamplingParams.DESCRIPTOR.fields_by_name)

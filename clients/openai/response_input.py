@@ -39,7 +39,7 @@ def read(body: Fields, chat: pb.Chat) -> tuple[Place, ...]:
 
 class _Items:
     def __init__(self, chat: pb.Chat) -> None:
-        self._messages = chat.messages
+        self._chat, self._messages = chat, chat.messages
         self._spoken = False  # whether the last message holds a message's text
         self._readers: Mapping[object, Callable[[Fields], Place]] = {
             "message": self._message,
@@ -91,6 +91,7 @@ class _Items:
         summary = text_parts.read(item, "summary", ("summary_text",))
         item.only("encrypted_content", "", why="cannot be read here: send content")
         if whole or summary:
+            self._chat.omit_unshown_reasoning = True  # clients send thoughts back unasked
             self._turn().reasoning_content += whole or summary
         return self._place("reasoning")
 

@@ -37,6 +37,7 @@ def read(chat: pb.Chat) -> Conversation:
         add_generation_prompt=_opens(chat),
         continue_final_message=chat.continue_final_message,
         allow_special_tokens=chat.allow_special_tokens,
+        omit_unshown_reasoning=chat.omit_unshown_reasoning,
     )
 
 

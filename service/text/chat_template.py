@@ -24,7 +24,7 @@ from quire.service.text.workers import NotWanted
 
 _END_MARK = "QUIRE-END-OF-MESSAGE-"
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message"})
-_JUDGED = ("name", "tool_calls", "reasoning_content")  # ids of calls are checked against the calls
+_JUDGED = ("name", "tool_calls")  # and thoughts; ids of calls are checked against the calls
 _USUAL_EFFORT = ("reasoning_effort", "medium")  # what a template that knows no effort does
 _NO_LIMITS = RenderLimits()
 _MAX_SOURCE = 1 << 18  # characters of all of a model's templates: a compiler takes seconds for them
@@ -56,6 +56,7 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     allow_special_tokens: bool = False
+    omit_unshown_reasoning: bool = False
 
 
 class _Compiled:
@@ -217,7 +218,9 @@ def _refuse_forgery(chat: Conversation, traits: Traits) -> None:
 def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
     """A name, tool calls or thoughts that the template never shows would be lost without a word;
     not a tool's name, where the call that it answers says the same, nor the name of who alone
-    speaks in a role: names tell the speakers of one role apart."""
+    speaks in a role: names tell the speakers of one role apart. Thoughts may be, if that is asked
+    for."""
+    judged = _JUDGED if chat.omit_unshown_reasoning else (*_JUDGED, "reasoning_content")
     called: dict[str, str] = {}  # functions, by their calls' ids
     speakers: dict[str, set[str | None]] = {}
     for message in chat.messages:
@@ -229,7 +232,7 @@ def _refuse_ignored(chat: Conversation, traits: Traits) -> None:
         known = called.get(message.get("tool_call_id", ""))
         if message["role"] != "tool" and len(speakers[message["role"]]) == 1:
             known = message.get("name")
-        for name in _JUDGED:
+        for name in judged:
             lost = name in message and not traits.shows(message["role"], name)
             if lost and not (name == "name" and message["name"] == known):
                 said = "; its content may say who speaks" if name == "name" else ""

@@ -13,6 +13,13 @@ _WRITER = "service/openai/response_events.py"
 
 FAULTS = (
     Fault(
+        "responses: thoughts that a template never shows are refused when they come back",
+        _INPUT,
+        "self._chat.omit_unshown_reasoning = True",
+        "self._chat.omit_unshown_reasoning = False",
+        (CLIENT + "thoughts_go_back_unasked_to_a_template_that_shows_none",),
+    ),
+    Fault(
         "responses: a turn's calls are a message of their own",
         _INPUT,
         "            if calls or last.tool_calls or not self._spoken:\n",

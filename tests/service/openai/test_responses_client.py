@@ -13,7 +13,7 @@ from support.harness import PATIENCE, run, serving
 from support.http1 import ask, head
 from support.openai_calls import HELLO, client
 from support.scripted import ScriptedDevice, ids_of, serving_template
-from support.tool_templates import HERMES
+from support.tool_templates import FORGETFUL, HERMES
 
 from quire.service.constraints.grammars import Grammars
 
@@ -124,6 +124,30 @@ def test_thoughts_and_parallel_calls_come_and_go_back_whole_and_streamed(tmp_pat
             short = await api.responses.create(**asked, max_output_tokens=12)
             assert short.status == "incomplete" and short.incomplete_details is not None
             assert short.incomplete_details.reason == "max_output_tokens"
+
+    run(test)
+
+
+def test_thoughts_go_back_unasked_to_a_template_that_shows_none(tmp_path: Path) -> None:
+    """Agents send all items of an answer back, and a chat of the same is refused."""
+    device = ScriptedDevice("Hm.\n</think>\n\nIt is 3.")
+    turn: Any = {"role": "assistant", "content": "It is 3.", "reasoning": "Hm."}
+
+    async def test() -> None:
+        async with (
+            serving_template(FORGETFUL, tmp_path, device, http=True) as running,
+            client(running) as api,
+        ):
+            told = await api.responses.create(model="scripted", input=cast(Any, HELLO))
+            assert [item.type for item in told.output] == ["reasoning", "message"]
+            turns: Any = [*HELLO, *told.output, *HELLO]
+            again = await api.responses.create(model="scripted", input=turns)
+            turns = [*HELLO, {"role": "assistant", "content": "It is 3."}, *HELLO]
+            plain = await api.responses.create(model="scripted", input=turns)
+            assert again.usage is not None and plain.usage is not None
+            assert again.usage.input_tokens == plain.usage.input_tokens
+            with pytest.raises(openai.BadRequestError, match="would ignore it"):
+                await api.chat.completions.create(model="scripted", messages=[*HELLO, turn, *HELLO])
 
     run(test)
 

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import weakref
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,15 @@ def test_what_a_template_never_shows_is_refused(
     with pytest.raises(TemplateRefusal, match="ignore") as caught:
         ChatTemplate(source, {}).render(Conversation((said(role, "x", **fields), said(role, "y"))))
     assert caught.value.field == f"chat.messages[0].{next(iter(fields))}"
+
+
+def test_thoughts_alone_may_be_left_out_if_that_is_asked_for() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
+    thinking = said("assistant", "b", reasoning_content="Hm")
+    chat = Conversation((USER, thinking), omit_unshown_reasoning=True)
+    assert template.render(chat) == USER["content"] + "b"
+    with pytest.raises(TemplateRefusal, match="ignore"):
+        template.render(replace(chat, messages=(USER, thinking | {"tool_calls": [call("f")]})))
 
 
 def test_names_that_tell_nobody_apart_may_be_ignored() -> None:

@@ -33,4 +33,10 @@ HERMES = _TURNS.replace("CALL", _HERMES)
 XML = _TURNS.replace("CALL", _XML)
 OTHER = _TURNS.replace("CALL", "[call {{ call.function.name }}]")
 """Thinks, and writes calls as nobody else does."""
+FORGETFUL = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content.split('</think>')[-1] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+<think>
+{% endif %}"""
+"""Opens the model's thoughts, and shows none of them again."""
 PLAIN = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
