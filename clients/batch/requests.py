@@ -5,20 +5,35 @@ cannot be identified: no object, no custom_id, or a repeated one. Only ids and o
 memory, so the file's size does not matter.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quire.clients.arguments import refuse_what_is_no_file, show, text
 from quire.clients.errors import OptionError
-from quire.clients.openai import chat, completions
+from quire.clients.openai import chat, completions, responses
+from quire.clients.openai.answers import Answer
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.parsed_body import ParsedBody
+from quire.clients.openai.response_answer import ResponseAnswer
 from quire.clients.strict_json import BODY_DEPTH, read_object
 
-CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-_READ = {CHATS: chat.read, COMPLETIONS: completions.read}
+
+class Endpoint(NamedTuple):
+    """read: a body. answer: gathers one, for the model's name and what was read."""
+
+    read: Callable[[dict[str, Any]], ParsedBody]
+    answer: Callable[[str, Any], Answer | ResponseAnswer]
+
+
+CHATS, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+_ENDPOINTS: Mapping[str, Endpoint] = {
+    CHATS: Endpoint(chat.read, partial(Answer, chat=True)),
+    COMPLETIONS: Endpoint(completions.read, partial(Answer, chat=False)),
+    RESPONSES: Endpoint(responses.read, ResponseAnswer),
+}
 _FIELDS = {"custom_id", "method", "url", "body"}
 
 
@@ -30,9 +45,9 @@ class Line:
     fields: Mapping[str, Any]
 
     @property
-    def url(self) -> str:
-        """The line's endpoint; for a line that `parsed` accepts, CHATS or COMPLETIONS."""
-        return str(self.fields.get("url"))
+    def endpoint(self) -> Endpoint:
+        """Of a line that `parsed` accepts."""
+        return _ENDPOINTS[self.fields["url"]]
 
     def parsed(self) -> ParsedBody:
         """The line's body, parsed. Raises BadBody."""
@@ -43,13 +58,13 @@ class Line:
         if self.fields.get("method") != "POST":
             faults.add("method", self.fields.get("method"), "only POST is supported")
         url, body = self.fields.get("url"), self.fields.get("body")
-        if url not in (CHATS, COMPLETIONS):
-            faults.add("url", url, f"only {CHATS} and {COMPLETIONS} are supported")
+        if not isinstance(url, str) or url not in _ENDPOINTS:
+            faults.add("url", url, f"must be one of {', '.join(_ENDPOINTS)}")
         if not isinstance(body, dict):
             faults.add("body", body, "must be an object")
             body = {}
         faults.raise_if_any()
-        parsed = _READ[self.url](body)
+        parsed = self.endpoint.read(body)
         if parsed.stream:
             faults.add("stream", True, "an answer to a file is whole")
         faults.raise_if_any()

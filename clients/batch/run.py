@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from quire.clients.async_client import AsyncClient
-from quire.clients.batch.requests import CHATS, Line, RequestFile
+from quire.clients.batch.requests import Line, RequestFile
 from quire.clients.batch.results import ID, SYNC_SECONDS, ResultFile
 from quire.clients.errors import (
     CallError,
@@ -24,7 +24,6 @@ from quire.clients.errors import (
     Unauthenticated,
     Unavailable,
 )
-from quire.clients.openai.answers import Answer
 from quire.clients.openai.errors import error_of, status_of
 from quire.clients.openai.faults import BadBody, joined
 from quire.clients.openai.field_names import Names
@@ -111,7 +110,7 @@ class Run:
     async def _answer(self, name: str, line: Line, parsed: ParsedBody) -> dict[str, Any]:
         """The answer's body; retries while the problem may be temporary. Several prompts are sent
         one after another: the file's other lines fill the server."""
-        answer = Answer(self._model, parsed, chat=line.url == CHATS)
+        answer = line.endpoint.answer(self._model, parsed)
         for place, request in enumerate(parsed.requests):
             for message in await self._messages(request, parsed.names(place)):
                 parsed.place(message, place, name)

@@ -57,6 +57,11 @@ class ResponseAnswer:
         }
         self._items.cut()
 
+    def whole(self) -> dict[str, Any]:
+        """The object, once all has ended."""
+        told: dict[str, Any] = json.loads(self.encoded())
+        return told
+
     def encoded(self) -> bytes:
         """The object as JSON, in ASCII; on any thread. It ends with what repeats the body."""
         done = self.status == "completed"

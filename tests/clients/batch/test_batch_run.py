@@ -19,7 +19,7 @@ from support import programs
 from support.patience import PATIENCE
 
 from quire.clients import AsyncClient, RetryPolicy
-from quire.clients.batch.requests import CHATS, COMPLETIONS, RequestFile
+from quire.clients.batch.requests import CHATS, COMPLETIONS, RESPONSES, RequestFile
 from quire.clients.batch.results import ResultFile
 from quire.clients.batch.run import Plan, Run, refused_body
 from quire.clients.errors import Details, Unauthenticated, Unavailable, Violation, call_error
@@ -30,7 +30,8 @@ QUICK = RetryPolicy(attempts=1)
 
 
 def line(custom_id: str, prompt: Any, url: str = COMPLETIONS, **body: Any) -> dict[str, Any]:
-    fields = {"prompt": prompt} if url == COMPLETIONS else {"messages": [_user(prompt)]}
+    forms = {COMPLETIONS: ("prompt", prompt), RESPONSES: ("input", prompt)}
+    fields = dict([forms.get(url, ("messages", [_user(prompt)]))])
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": {**fields, **body}}
 
 
@@ -112,6 +113,7 @@ def test_every_line_gets_its_own_answer_or_its_own_error(server: Any, files: Fil
     files.ask(
         line("completion", "say hello there"),
         line("chat", "say hi", CHATS, seed=-1, logprobs=True),
+        line("response", "say good day", RESPONSES, instructions="Be brief."),
         line("refused here", "say x", frobnicate=1),
         line("refused there", "fail INVALID_ARGUMENT 7 is above 1"),
         line("no such model", "fail NOT_FOUND another is served"),
@@ -121,14 +123,17 @@ def test_every_line_gets_its_own_answer_or_its_own_error(server: Any, files: Fil
     )
     done = files.batch(server)
     assert done.returncode == 0 and done.stdout == "", done
-    assert "8 results, 6 of them errors" in done.stderr
+    assert "9 results, 6 of them errors" in done.stderr
     told = files.told()
     assert text_of(told["completion"]) == "hello there" and text_of(told["chat"]) == "hi"
     assert told["chat"]["response"]["body"]["model"] == "fake"
     assert told["chat"]["response"]["body"]["choices"][0]["logprobs"]["content"]
+    response = told["response"]["response"]
+    assert response["body"]["id"] == f"resp_{response['request_id']}"
+    assert response["body"]["output"][0]["content"][0]["text"] == "good day"
     statuses = {name: one["response"]["status_code"] for name, one in told.items()}
     assert statuses == {
-        "completion": 200, "chat": 200, "refused here": 400, "refused there": 400,
+        "completion": 200, "chat": 200, "response": 200, "refused here": 400, "refused there": 400,
         "no such model": 404, "a fault": 500, "elsewhere": 400,
         "too large": 413,
     }  # fmt: skip
