@@ -4,7 +4,8 @@
 
 The server writes a byte into the pipe as long as its event loop runs. After LOOKS looks, INTERVAL
 seconds apart, without a byte it gets SIGUSR2, which writes all its stacks, and a look later
-SIGKILL. The pipe's end ends this process.
+SIGKILL. The pipe's end ends this process at once: whoever reads the server's standard error, which
+this process has as well, is not kept waiting for a last look.
 
 Invariant: looks are counted, never seconds. A machine, a container or a cgroup that was stopped
 stops this process too; and while the server alone is stopped (SIGSTOP, a debugger), nothing is
@@ -13,9 +14,9 @@ interpreter.
 """
 
 import os
+import select
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -67,9 +68,11 @@ def main(pid: int, interval: float, looks: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     os.set_blocking(0, False)
     guardian = Guardian(looks, lambda: is_stopped(pid), lambda number: os.kill(pid, number))
+    end = select.poll()
+    end.register(0, 0)  # no events: woken by the pipe's end alone
     over = False
     while not over:
-        time.sleep(interval)
+        end.poll(interval * 1000)
         try:
             signs = os.read(0, 4096)
             if not signs:

@@ -10,7 +10,6 @@ clients, threads and readers do; the second ends it at once. Standard output car
 import asyncio
 import logging
 import os
-import signal
 import sys
 from typing import NoReturn
 
@@ -72,7 +71,7 @@ async def _serve(settings: Settings, make_link: LinkMaker, signals: Signals) -> 
     progress.close()
     asked.cancel()
     if not loading.done():  # which a thread cannot be kept from: it ends with the process
-        return 128 + signal.SIGTERM
+        return signals.exit_code()
     try:
         await loading
     except EngineDeadError:

@@ -56,6 +56,10 @@ class Signals:
             self._asked.set()
         return self._asked
 
+    def exit_code(self) -> int:
+        """That of a process which the first signal ended, by the shells' convention."""
+        return 128 + (self._first or signal.SIGTERM)
+
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         if self._first is not None:
             log.warning("second %s: leaving at once", signal.Signals(number).name)

@@ -145,6 +145,20 @@ FAULTS = (
         (GUARDIAN + "a_server_that_is_stopped_is_not_counted_and_goes_on",),
     ),
     Fault(
+        "quire: a server's end waits for the guardian's next look",
+        "service/app/guardian.py",
+        "    end.register(0, 0)",
+        "    end.register(2, 0)",
+        (GUARDIAN + "the_servers_end_is_the_guardians_whenever_it_would_look_next",),
+    ),
+    Fault(
+        "quire: Ctrl-C while loading looks like SIGTERM",
+        "service/app/signals.py",
+        "        return 128 + (self._first or signal.SIGTERM)\n",
+        "        return 128 + signal.SIGTERM\n",
+        (ENDS + "a_signal_while_loading_is_the_exit_code",),
+    ),
+    Fault(
         "quire: the grace does not follow the writes",
         "service/app/closing.py",
         "                ended, moved = self._ended_calls(), self._clock()\n",

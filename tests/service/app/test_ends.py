@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,16 @@ import grpc
 import psutil
 import pytest
 from support import programs
-from support.fake_engine import Device
+from support.fake_engine import Builder, Device
 from support.free_ports import free_port
-from support.harness import ask, first, read, run, serving
+from support.harness import ask, first, read, run, serving, settings
 from support.http2 import HEADERS, Rude
 from support.patience import PATIENCE
 from support.server_process import QUIRE, code_of, environment, long_request, process
 
+from quire.engine.client.in_thread import ThreadLink
 from quire.service.app import closing
+from quire.service.app import process as serve_process
 from quire.service.app.signals import Signals
 from quire.service.security.auth import make_entry
 from quire.v1 import inference_pb2_grpc as pb_grpc
@@ -138,6 +141,29 @@ def test_a_signal_behind_the_loop_is_no_fault(
     assert not asyncio.run(asked()).is_set()
     for number in (signal.SIGHUP, signal.SIGTERM):
         handlers[number](number, None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_loading_is_the_exit_code(
+    number: int, handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = Signals(1.0)
+    monkeypatch.setattr(signals.deadman, "end_within", lambda _: None)
+    over, on_signal = threading.Event(), handlers[number]
+
+    def load() -> None:
+        on_signal(number, None)
+        over.wait(PATIENCE)
+
+    async def test() -> None:
+        builder = Builder(Device(), load)
+        code = await serve_process._serve(
+            settings(), lambda config: ThreadLink(config, builder), signals
+        )
+        over.set()
+        assert code == 128 + number
+
+    run(test)
 
 
 # ------------------------------------------------------------ clients at the end

@@ -1,6 +1,7 @@
 """The deadman's process: it counts looks, so that nobody who was frozen is taken for hung."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 from support.fake_engine import Builder, Device
 from support.harness import run, settings
+from support.patience import PATIENCE
 
 from quire.engine.client.in_thread import ThreadLink
-from quire.service.app import process
+from quire.service.app import guardian, process
 from quire.service.app.guardian import Guardian, is_stopped
 from quire.service.app.watchdog import Verdict, Watchdog
 
@@ -70,6 +72,14 @@ def test_a_stopped_process_is_told_from_one_that_sleeps() -> None:
             pass
         process.kill()
     assert not is_stopped(process.pid)
+
+
+def test_the_servers_end_is_the_guardians_whenever_it_would_look_next() -> None:
+    """A pipeline that reads the server's standard error waits for both."""
+    words = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), "86400", "2"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        _, errors = process.communicate(b".", timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, b"")
 
 
 class Deadman:
