@@ -7,6 +7,7 @@ cause.
 
 import functools
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from quire.clients.errors import (
     Unauthenticated,
     Unavailable,
 )
+from quire.clients.replicas.faults import speaks_no_grpc
 from quire.clients.replicas.policy import PREFIX, ROUND_ROBIN, ReplicaPolicy
 
 P = ParamSpec("P")
@@ -256,6 +258,8 @@ def explain(error: CallError, connection: Connection | None = None) -> str:
     if isinstance(error, Broken | NoReplica):
         return error.message  # it names each address
     if isinstance(error, Unavailable):
+        if connection is not None and _of_another_address(error.message, connection):
+            return f"what listens{at} gave no connection: {_TLS_MISMATCH[bool(connection.tls)]}"
         return _unavailable(error.message, at, connection is not None and bool(connection.tls))
     if error.details.reason == OPERATORS_ONLY:
         return f"this is {FOR_OPERATORS} (give the key with --api-key or QUIRE_CLIENT_API_KEY)"
@@ -286,6 +290,24 @@ _NO_NAME = ("Name or service not known", "DNS resolution", "Domain name not foun
 _CUT = ("Socket closed", "Connection reset", "connection reset", "End of TCP stream", "EOF")
 
 
+_TLS_MISMATCH = {
+    True: "if the server uses no TLS, leave the --tls options out",
+    False: "if the server uses TLS, add --tls or --tls-ca",
+}
+
+
+def _of_another_address(message: str, connection: Connection) -> bool:
+    """Whether gRPC's words are not about the address where somebody listens: of a name that has
+    several (localhost has two) they tell the last failure alone, and nobody there hides it."""
+    if len(connection.hosts) != 1 or not any(sign in message for sign in _GONE):
+        return False
+    try:
+        socket.create_connection(connection.hosts[0], timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
 def _unavailable(message: str, at: str, over_tls: bool) -> str:
     def says(signs: tuple[str, ...]) -> bool:
         return any(sign in message for sign in signs)
@@ -299,10 +321,10 @@ def _unavailable(message: str, at: str, over_tls: bool) -> str:
             f"the certificate of the server{at} is not trusted: name its authority with --tls-ca,"
             " or the name it carries with --tls-server-name"
         )
-    if "http1" in message or "settings frame" in message.lower():
+    if speaks_no_grpc(message):
         return f"what listens{at} is not gRPC: check the port (--address)"
     if says(_CUT) or "handshake" in message.lower():
-        tls = "" if over_tls else "if the server uses TLS, add --tls or --tls-ca; "
+        tls = "" if over_tls else f"{_TLS_MISMATCH[False]}; "
         return (
             f"the connection{at} was cut at once: {tls}"
             "if it wants a client certificate, add --tls-cert and --tls-key"

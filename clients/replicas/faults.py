@@ -70,11 +70,16 @@ def _says(error: CallError, signs: tuple[str, ...]) -> bool:
     return any(sign in error.message for sign in signs)
 
 
+def speaks_no_grpc(message: str) -> bool:
+    """Whether gRPC met another protocol: HTTP/1, or over TLS a server that agrees to no HTTP/2."""
+    return any(sign in message for sign in ("http1", "ettings frame", "SETTINGS frame", "ALPN"))
+
+
 def told(error: CallError) -> str:
     """The end in a few words, for an error that names several replicas."""
     if error.code is grpc.StatusCode.UNIMPLEMENTED:
         return "it speaks gRPC, and not quire.v1"
-    if "http1" in error.message or "Expected SETTINGS frame" in error.message:
+    if speaks_no_grpc(error.message):
         return "what listens there is not gRPC"
-    message = error.message.removeprefix("failed to connect to all addresses; last error: ")
+    message = error.message.partition("; last error: ")[2] or error.message
     return message if isinstance(error, Unavailable) else f"{error.code.name}: {message}"

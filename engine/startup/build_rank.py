@@ -242,7 +242,7 @@ def _new_cache(
     plan = sizing.plan_of(config, shape, device, basis.dtype, num_blocks - 1)
     if basis.world.rank == 0:
         fit.warn_if_short(config, plan)
-    hint = f"lower num_blocks = {num_blocks - 1} or gpu_memory_utilization"
+    hint = fit.what_to_lower(config, plan)
     with sizing.room_for("the KV cache", plan.kv_cache_bytes // basis.world.size, device, hint):
         blocks = num_blocks, plan.num_window_blocks + 1
         return allocate_cache(model, *blocks, config.block_size, basis.cache_dtype)

@@ -125,6 +125,15 @@ def _against_length(config: EngineConfig, plan: SizingPlan) -> tuple[str, ...]:
     return (*advice, *_less_of_a_model(plan, narrower=_sized_by_share(config, plan)))
 
 
+def what_to_lower(config: EngineConfig, plan: SizingPlan) -> str:
+    """The advice where the cache cannot be allocated: the option that made it this large."""
+    if config.num_blocks is not None:
+        return f"lower num_blocks = {config.num_blocks}"
+    if _sized_by_share(config, plan):
+        return f"lower gpu_memory_utilization = {config.gpu_memory_utilization}"
+    return f"lower cpu_kv_gib = {config.cpu_kv_gib}"
+
+
 def _sized_by_share(config: EngineConfig, plan: SizingPlan) -> bool:
     """Whether the cache takes what gpu_memory_utilization leaves."""
     return plan.device != "cpu" and config.num_blocks is None

@@ -4,6 +4,7 @@ import os
 import pty
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,10 @@ def test_tls_and_its_mismatches(fake: Any, server: Any, certificate: Path) -> No
         assert "--tls-ca" in one_line(quire("stats", "--tls", "-a", tls.address), 1)
         wrong_name = quire("stats", "--tls-ca", cert, "--tls-server-name", "x", "-a", tls.address)
         assert "--tls-server-name" in one_line(wrong_name, 1)
+    https = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    https.load_cert_chain(cert, key)
+    with not_grpc(https) as address:
+        assert "not gRPC" in one_line(quire("stats", "--tls-ca", cert, "-a", address), 1)
     does_not = quire("stats", "--tls", "-a", server.address)
     assert "does not speak TLS" in one_line(does_not, 1)
     mutual = grpc.ssl_server_credentials(pair, pair[0][1], require_client_auth=True)

@@ -1,5 +1,6 @@
 """A mistake on the command line: one line that names the option and what it takes."""
 
+import socket
 from pathlib import Path
 
 import grpc
@@ -7,7 +8,9 @@ import pytest
 
 from quire.clients import cli
 from quire.clients.commands.common import explain
-from quire.clients.errors import OPERATORS_ONLY, Details, Unauthenticated
+from quire.clients.connection import Connection
+from quire.clients.errors import OPERATORS_ONLY, Details, Unauthenticated, Unavailable
+from quire.clients.replicas.faults import told
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -76,8 +79,32 @@ def test_what_is_for_operators_is_told_with_the_way_to_it() -> None:
         "include_block_map = true: is for operators",
         Details(reason=OPERATORS_ONLY),
     )
-    told = explain(fault)
-    assert "`operator`" in told and "--api-key" in told and "include_block_map" not in told
+    line = explain(fault)
+    assert "`operator`" in line and "--api-key" in line and "include_block_map" not in line
+
+
+@pytest.mark.parametrize(("tls", "way"), [(True, "leave the --tls"), (False, "add --tls")])
+def test_nobody_at_a_names_last_address_does_not_hide_who_listens_at_another(
+    tls: bool, way: str
+) -> None:
+    """The words are gRPC's, of a name with two addresses: it tells of the last one."""
+    words = (
+        "connections to all backends failing; last error: UNKNOWN: ipv6:%5B::1%5D:5: "
+        "Failed to connect to remote host: Connection refused"
+    )
+    fault = Unavailable(grpc.StatusCode.UNAVAILABLE, words)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connection = Connection(f"localhost:{listening.getsockname()[1]}", tls=tls)
+        line = explain(fault, connection)
+        assert "no server" not in line and way in line
+    assert "no server" in explain(fault, connection)
+
+
+def test_replicas_faults_are_told_without_grpcs_preamble() -> None:
+    why = "UNKNOWN: ipv4:127.0.0.1:5: Failed to connect to remote host: Connection refused"
+    for words in ("failed to connect to all addresses", "connections to all backends failing"):
+        fault = Unavailable(grpc.StatusCode.UNAVAILABLE, f"{words}; last error: {why}")
+        assert told(fault) == why
 
 
 def test_batch_does_not_claim_an_address_that_it_does_not_use(

@@ -148,9 +148,20 @@ def test_more_blocks_than_there_is_memory() -> None:
         start(num_blocks=blocks)
     text = str(caught.value)
     assert text.startswith("out of memory for the KV cache: ")
-    assert f"lower num_blocks = {blocks} or gpu_memory_utilization" in text
+    assert text.endswith(f"; lower num_blocks = {blocks}")
     wanted = (blocks + 1) * 64 * TINY.kv_bytes_per_token(torch.float32) / GIB
     assert f"{wanted:.2f} GiB are needed" in text
+
+
+def test_a_cache_that_cannot_be_allocated_names_the_option_that_made_it_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(build_rank, "allocate_cache", full)
+    with pytest.raises(CapacityError, match=r"; lower cpu_kv_gib = 0\.5$"):
+        start(cpu_kv_gib=0.5)
 
 
 def test_out_of_device_memory_says_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

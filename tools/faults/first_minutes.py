@@ -2,6 +2,7 @@
 
 from faults.fault import Fault
 
+USAGE = "tests/clients/test_usage_words.py::test_"
 FIT = "tests/engine/startup/test_fit.py::test_"
 
 FAULTS = (
@@ -60,5 +61,29 @@ FAULTS = (
         "return another_host(prefix) if no_host else another_port(prefix)",
         "return another_port(prefix)",
         ("tests/service/app/test_process.py::test_a_host_that_is_not_here_is_one_line",),
+    ),
+    Fault(
+        "first minutes: who listens is said not to be there",
+        "clients/commands/common.py",
+        "        socket.create_connection(connection.hosts[0], timeout=1.0).close()\n",
+        "        return False\n",
+        (USAGE + "nobody_at_a_names_last_address_does_not_hide_who_listens_at_another",),
+    ),
+    Fault(
+        "first minutes: HTTPS is taken for a server without room",
+        "clients/replicas/faults.py",
+        ', "SETTINGS frame", "ALPN"))',
+        ', "SETTINGS frame"))',
+        ("tests/clients/test_cli_failures.py::test_tls_and_its_mismatches",),
+    ),
+    Fault(
+        "first minutes: a cache that cannot be allocated names an option that does nothing",
+        "engine/startup/fit.py",
+        '    return f"lower cpu_kv_gib = ',
+        '    return f"lower gpu_memory_utilization = ',
+        (
+            "tests/engine/test_bad_input.py::"
+            "test_a_cache_that_cannot_be_allocated_names_the_option_that_made_it_large",
+        ),
     ),
 )

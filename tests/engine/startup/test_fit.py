@@ -183,3 +183,11 @@ def test_a_model_too_large_for_a_card_names_the_fewest_that_hold_it() -> None:
     assert found is not None
     size, need, room = map(float, found.groups())
     assert (size, room) == (4, 20.6) and 61.02 / 4 < need < room
+
+
+@pytest.mark.usefixtures("card")
+def test_what_to_lower_on_a_card_is_its_share_or_the_number_that_was_given() -> None:
+    config = EngineConfig(model="random:0.6B", gpu_memory_utilization=0.8)
+    _, plan = judged("0.6B", gpu_memory_utilization=0.8)
+    assert fit.what_to_lower(config, plan) == "lower gpu_memory_utilization = 0.8"
+    assert fit.what_to_lower(config.replace(num_blocks=7), plan) == "lower num_blocks = 7"
