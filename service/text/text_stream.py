@@ -77,15 +77,21 @@ class TextStream:
         self, token_ids: Sequence[int], heard: Callable[[str], object] = str
     ) -> StopMatch | None:
         """Process outputs that the client holds already, without sending their text. If they end
-        within a character, the rest of it comes later. heard: called with each one's text."""
+        within a character, the rest of it comes later. heard: called with each one's text, up to
+        the cut if they hold a stop string."""
+        match = None
         for token_id in token_ids:
             text, match = self._read(token_id)
-            heard(text)
+            self._texts.append(text)
             if match is not None:
-                return match
+                self._cut(match)
+                break
+        for text in self._texts:
+            heard(text)
+        self._texts.clear()
         self._gone = self._free = self._count
         self._gone_chars = self._chars
-        return None
+        return match
 
     def push(self, token_id: int, logprob: TokenLogprob | None = None) -> StopMatch | None:
         """Take the next token. A match ends the index; `take` then gives all up to the cut."""

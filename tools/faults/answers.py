@@ -60,6 +60,13 @@ FAULTS: tuple[Fault, ...] = (
         (SERVED + "resumed_behind_any_token_the_rest_comes_and_ids_repeat",),
     ),
     Fault(
+        "answers-resumed-behind-a-stop-string-hear-what-it-cut-off",
+        "service/text/text_stream.py",
+        "                self._cut(match)\n                break\n",
+        "                break\n",
+        (SERVED + "resumed_behind_a_stop_string_what_it_cut_off_counts_for_nothing",),
+    ),
+    Fault(
         "answers-ids-of-calls-repeat-in-the-next-turn",
         "service/rpc/answer_stream.py",
         '        made.update(array("Q", self._generation.prompt_token_ids).tobytes())\n',

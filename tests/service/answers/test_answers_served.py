@@ -117,6 +117,28 @@ def test_resumed_behind_any_token_the_rest_comes_and_ids_repeat(tmp_path: Path) 
     run(test)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("stop", ["</tool", "</tool_call>", "}}\n</tool", "<thi", "think>", "hm"])
+def test_resumed_behind_a_stop_string_what_it_cut_off_counts_for_nothing(
+    stop: str, kept: bool, tmp_path: Path
+) -> None:
+    """The token that completes a stop string may hold a whole tag, of which a part stays."""
+    script = ids_of(f"{THOUGHT}{CALL}")
+
+    async def test() -> None:
+        async with serving_template(HERMES, tmp_path, ScriptedDevice(script)) as running:
+            options = {"stop": [stop], "include_stop_str_in_output": kept}
+            whole = await generate(running, ask(chat(), **options))
+            held = [i for d in whole.deltas if not d.closing for i in d.token_ids]
+            rest = await generate(running, ask(chat(), resume_token_ids=held, **options))
+            ended, again = whole.finished[0], rest.finished[0]
+            assert ended.usage.completion_tokens == len(held)
+            assert (again.reason, again.stop_string) == (ended.reason, ended.stop_string)
+            assert again.usage.resumed_reasoning_tokens == ended.usage.reasoning_tokens
+
+    run(test)
+
+
 @pytest.mark.parametrize("parsed", [False, True])
 def test_what_was_held_back_until_the_end_says_so(parsed: bool, tmp_path: Path) -> None:
     """So whoever loses the stream behind it leaves it out, and the text is as if unbroken."""
