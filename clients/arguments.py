@@ -23,16 +23,27 @@ _MAX_SHOWN = 80  # characters of a value that an error repeats
 
 
 def text(where: str, value: Any) -> str:
-    """A string that UTF-8 can hold: no halves of surrogate pairs."""
+    """A string that UTF-8 can hold: no halves of surrogate pairs, and so no bytes of an argument, a
+    file's name or standard input that were not UTF-8, in whose place Python has such halves."""
     if not isinstance(value, str):
         raise OptionError(f"{where}: text, not {kind(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise OptionError(
-            f"{where}: {show(value)} holds half of a surrogate pair, which is not a character"
-        ) from None
+        why = "half of a surrogate pair, which is not a character"
+        if _stands_for_bytes(value):
+            why = "bytes that are not UTF-8"
+        raise OptionError(f"{where}: {show(value)} holds {why}") from None
     return str(value)
+
+
+def _stands_for_bytes(value: str) -> bool:
+    """Whether every half of a surrogate pair is one that Python puts in a byte's place."""
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_whole(path: Path) -> bytes:

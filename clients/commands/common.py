@@ -7,6 +7,7 @@ cause.
 
 import functools
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -270,11 +271,21 @@ def explain(error: CallError, connection: Connection | None = None) -> str:
         return f"{error.message} (try again{f' in {after:g} s' if after else ' later'})"
     if isinstance(error, DeadlineExceeded):
         return "the deadline passed before the end (raise --timeout)"
+    if error.details.reason == "MESSAGE_TOO_LARGE":
+        return _too_large(error.message)
     if error.code.name == "UNIMPLEMENTED":
         return f"the server{at} does not offer this call: is it a Quire of this version?"
     if isinstance(error, InvalidRequest | Cancelled):
         return error.message
     return f"{error.code.name}: {error.message}"
+
+
+def _too_large(message: str) -> str:
+    """gRPC names the side that would not read the message, its bytes and the most it reads."""
+    sizes = re.fullmatch(r"SERVER: .*\((\d+) vs\. (\d+)\)", message)
+    if sizes is None:
+        return message
+    return f"the request takes {sizes[1]} bytes, and the server reads {sizes[2]}: ask with less"
 
 
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "wrong version number", "packet length too long")

@@ -10,7 +10,13 @@ from quire.clients.openai.parsed_body import ParsedBody, check_prompt_logprobs, 
 from quire.clients.openai.tools import read_calls, read_tools
 from quire.v1 import inference_pb2 as pb
 
-_ROLES = {"developer": "system"}  # what the contract calls it
+_ROLES = {  # and what the contract calls them
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 _EFFORT = "reasoning_effort"
 _HINTS = (
     ("functions", "is not supported: use tools"),
@@ -117,9 +123,21 @@ def _logprobs(body: Fields, request: pb.GenerateRequest) -> None:
         body.fault("top_logprobs", top, "goes with logprobs = true alone")
 
 
+def _read_role(body: Fields, message: pb.ChatMessage) -> str:
+    """The role as the body names it; empty if it has none that there is."""
+    missing, role = not body.has("role"), body.text("role")
+    if role in _ROLES:
+        message.role = _ROLES[role]
+        return role
+    if missing:
+        body.fault("role", None, "is missing")
+    elif role is not None:
+        body.fault("role", role, f"must be one of {', '.join(_ROLES)}")
+    return ""
+
+
 def _read_message(body: Fields, message: pb.ChatMessage) -> None:
-    role = body.text("role") or ""
-    message.role = _ROLES.get(role, role)
+    role = _read_role(body, message)
     calls = read_calls(body, message)
     has_content = body.has("content")
     message.content = text_parts.read(body, "content", ("text",))

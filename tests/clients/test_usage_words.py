@@ -7,9 +7,17 @@ import grpc
 import pytest
 
 from quire.clients import cli
+from quire.clients.arguments import text
 from quire.clients.commands.common import explain
 from quire.clients.connection import Connection
-from quire.clients.errors import OPERATORS_ONLY, Details, Unauthenticated, Unavailable
+from quire.clients.errors import (
+    OPERATORS_ONLY,
+    Details,
+    OptionError,
+    Unauthenticated,
+    Unavailable,
+    call_error,
+)
 from quire.clients.replicas.faults import told
 
 
@@ -105,6 +113,20 @@ def test_replicas_faults_are_told_without_grpcs_preamble() -> None:
     for words in ("failed to connect to all addresses", "connections to all backends failing"):
         fault = Unavailable(grpc.StatusCode.UNAVAILABLE, f"{words}; last error: {why}")
         assert told(fault) == why
+
+
+def test_bytes_that_are_not_utf8_are_called_so() -> None:
+    """Python puts halves of surrogate pairs in their place, which nobody has typed."""
+    for typed, why in (("caf\udce9", "bytes that are not UTF-8"), ("\ud83d", "surrogate pair")):
+        with pytest.raises(OptionError, match=why):
+            text("prompt", typed)
+
+
+def test_a_request_beyond_grpcs_bound_is_told_in_bytes() -> None:
+    words = "SERVER: Received message larger than max (5000026 vs. 4194304)"
+    fault = call_error(grpc.StatusCode.RESOURCE_EXHAUSTED, words, None)
+    line = explain(fault)
+    assert "takes 5000026 bytes, and the server reads 4194304" in line and "vs." not in line
 
 
 def test_batch_does_not_claim_an_address_that_it_does_not_use(

@@ -230,6 +230,9 @@ def test_of_very_many_faults_the_first_are_told() -> None:
         ({"messages": "Hello"}, "messages"),
         ({"messages": ["x"]}, "messages[0]"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": 1, "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -252,6 +255,12 @@ def test_of_very_many_faults_the_first_are_told() -> None:
 )
 def test_a_fault_names_its_field(fields: dict[str, Any], name: str) -> None:
     assert list(faults(**fields)) == [name]
+
+
+def test_a_role_that_there_is_not_is_told_all_that_this_api_takes() -> None:
+    told = faults(messages=[{"role": "critic", "content": "x"}])["messages[0].role"]
+    for role in ("system", "developer", "user", "assistant", "tool"):
+        assert role in told
 
 
 def test_conversations_arrive_with_their_roles_parts_calls_and_thoughts() -> None:
