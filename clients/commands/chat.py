@@ -166,6 +166,8 @@ class Conversation:
             if not self._interactive:
                 raise
             note(named(common.explain(error, self._client.connection)))
+            if error.details.reason == "CONTEXT_LENGTH_EXCEEDED":
+                note("/reset forgets the conversation, so that there is room again")
             return
         self._history = [*asked, Message("assistant", answer)]
         self._answering = False

@@ -67,6 +67,26 @@ def test_ctrl_c_while_nothing_has_come_yet_stops_the_call_too(server: Any) -> No
         assert "Traceback" not in session.shown
 
 
+def test_a_conversation_that_is_full_says_how_to_go_on(server: Any) -> None:
+    with TerminalSession("chat", "-a", server.address) as session:
+        session.prompt()
+        session.write("say one\n")
+        session.prompt()
+        session.write("fail INVALID_ARGUMENT chat: the prompt is too long\n")
+        session.wait_for("/reset forgets")
+        session.prompt()
+        session.write("/reset\n")
+        session.prompt()
+        session.write("say two\n")
+        session.prompt()
+        assert asked(server) == ["say two"]
+        session.write("fail INVALID_ARGUMENT top_p: no\n")
+        session.prompt()
+        assert session.shown.count("/reset forgets") == 1
+        session.write("\x04")
+        assert session.exit_code() == 0
+
+
 def test_two_ctrl_c_at_an_empty_prompt_leave(server: Any) -> None:
     with TerminalSession("chat", "-a", server.address) as session:
         session.prompt()

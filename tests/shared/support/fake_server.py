@@ -236,9 +236,10 @@ def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -
     field, named, _ = message.partition(": ")
     field = field if named else "top_p"
     violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+    reason = "CONTEXT_LENGTH_EXCEEDED" if "too long" in message else "BECAUSE"
     details = [
         error_details_pb2.BadRequest(field_violations=[violation]),
-        error_details_pb2.ErrorInfo(reason="BECAUSE", domain="quire"),
+        error_details_pb2.ErrorInfo(reason=reason, domain="quire"),
     ]
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
