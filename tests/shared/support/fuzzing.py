@@ -78,7 +78,7 @@ chats = some(
     pb.Chat, messages=st.lists(message, max_size=4), tools=st.lists(tool, max_size=2),
     add_generation_prompt=st.booleans(), continue_final_message=st.booleans(),
     allow_special_tokens=st.booleans(), chat_template_kwargs=json_texts, tool_choice=choices,
-    parallel_tool_calls=st.booleans(),
+    parallel_tool_calls=st.booleans(), omit_unshown_reasoning=st.booleans(),
 )  # fmt: skip
 options = some(pb.Choice, options=st.lists(words, max_size=3))
 constraints = some(
