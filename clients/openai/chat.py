@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from quire.clients import large_json
-from quire.clients.openai import constraints, sampling, text_parts
+from quire.clients.openai import constraints, sampling, template_kwargs, text_parts
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
 from quire.clients.openai.parsed_body import ParsedBody, check_prompt_logprobs, read_streaming
@@ -17,7 +16,6 @@ _ROLES = {  # and what the contract calls them
     "assistant": "assistant",
     "tool": "tool",
 }
-_EFFORT = "reasoning_effort"
 _HINTS = (
     ("functions", "is not supported: use tools"),
     ("function_call", "is not supported: use tool_choice"),
@@ -66,30 +64,15 @@ def read_conversation(body: Fields, chat: pb.Chat) -> dict[str, str]:
         if item is not None:
             _read_message(item, chat.messages.add())
     read_tools(body, chat)
-    given = read_template_kwargs(body, chat, body.text(_EFFORT), _EFFORT)
+    effort = body.text(template_kwargs.EFFORT)
+    settings = template_kwargs.of_effort(effort, template_kwargs.EFFORT)
+    given = template_kwargs.read(body, chat, settings)
     opened = body.flag("add_generation_prompt")
     if opened is not None:
         chat.add_generation_prompt = opened
     chat.continue_final_message = body.flag("continue_final_message") or False
     if chat.continue_final_message and opened is None:
         chat.add_generation_prompt = False
-    return given
-
-
-def read_template_kwargs(
-    body: Fields, chat: pb.Chat, effort: str | None, told: str
-) -> dict[str, str]:
-    """With what the effort, whose name is `told`, means to a template. Returns as above."""
-    kwargs = body.mapping("chat_template_kwargs")
-    given: dict[str, str] = {}
-    if effort is not None:
-        key, value = ("enable_thinking", False) if effort == "none" else (_EFFORT, effort)
-        if key in kwargs:
-            body.fault(told, effort, f"excludes chat_template_kwargs.{key}: give one of the two")
-        kwargs = {**kwargs, key: value}
-        given[f"chat.chat_template_kwargs.{key}"] = told
-    if kwargs:
-        chat.chat_template_kwargs = large_json.dumps(kwargs, ensure_ascii=False)
     return given
 
 

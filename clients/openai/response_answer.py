@@ -5,57 +5,37 @@ Invariant: an answer holds exactly what the events say, and repeats what the bod
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from quire.clients.openai.response_items import Items, Step
+from quire.clients.openai.item_answer import ItemAnswer
 from quire.clients.openai.responses import ResponsesBody
-from quire.clients.openai.shapes import Tally
-from quire.v1 import inference_pb2 as pb
 
 _CODES = {"rate_limit_error": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}
 
 
-class ResponseAnswer:
+class ResponseAnswer(ItemAnswer):
     """Gathers one body's events."""
 
     def __init__(self, model: str, parsed: ResponsesBody, *, keeps_logprobs: bool = True) -> None:
         """parsed: the request that it answers. keeps_logprobs: or they are in the steps alone."""
-        self._model = model
+        super().__init__(model, keeps_logprobs=keeps_logprobs)
         self._repeated = parsed.repeated
-        self._items = Items(keeps_logprobs=keeps_logprobs)
-        self._tally = Tally()
         self._created = int(time.time())
         self._error: Mapping[str, Any] | None = None
-        self.status = "in_progress"
 
-    def take(self, message: pb.GenerateResponse) -> None:
-        """The next event."""
-        for _ in self.steps(message):
-            pass
-
-    def steps(self, message: pb.GenerateResponse) -> Iterator[Step]:
-        """The next event: what it does to the items, done as it is asked for."""
-        event = message.WhichOneof("event")
-        if event == "started":
-            self._items.name = message.started.request_id
-            self._tally.started(message.started)
-        elif event == "delta":
-            yield from self._items.take(message.delta)
-        elif event == "finished":
-            self._tally.finished(message.finished)
-            short = message.finished.reason == pb.FINISH_REASON_LENGTH
-            self.status = "incomplete" if short else "completed"
-            yield from self._items.end(self.status)
+    @property
+    def status(self) -> str:
+        """Of the response."""
+        return self.ending if self._error is None else "failed"
 
     def fail(self, error: Mapping[str, Any]) -> None:
         """It ends with an error, of the shape that refusals have."""
-        self.status = "failed"
         self._error = {
             "code": _CODES.get(error["type"], "server_error"),
             "message": error["message"],
         }
-        self._items.cut()
+        self.items.cut()
 
     def whole(self) -> dict[str, Any]:
         """The object, once all has ended."""
@@ -66,7 +46,7 @@ class ResponseAnswer:
         """The object as JSON, in ASCII; on any thread. It ends with what repeats the body."""
         done = self.status == "completed"
         told = {
-            "id": f"resp_{self._items.name}",
+            "id": f"resp_{self.items.name}",
             "object": "response",
             "created_at": self._created,
             "completed_at": int(time.time()) if done else None,
@@ -75,14 +55,14 @@ class ResponseAnswer:
             "incomplete_details": {"reason": "max_output_tokens"}
             if self.status == "incomplete"
             else None,
-            "model": self._model,
-            "output": [item.object() for item in self._items.all],
+            "model": self.model,
+            "output": [item.object() for item in self.items.all],
             "usage": self._usage() if self.status in ("completed", "incomplete") else None,
         }
         return json.dumps(told, separators=(",", ":")).encode()[:-1] + b"," + self._repeated[1:]
 
     def _usage(self) -> dict[str, Any]:
-        told = self._tally.usage()
+        told = self.tally.usage()
         return {
             "input_tokens": told["prompt_tokens"],
             "input_tokens_details": told["prompt_tokens_details"] | {"cache_write_tokens": 0},

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.clients import large_json
-from quire.clients.openai import constraints, response_input, sampling, tools
-from quire.clients.openai.chat import read_parse_output, read_template_kwargs
+from quire.clients.openai import constraints, response_input, sampling, template_kwargs, tools
+from quire.clients.openai.chat import read_parse_output
 from quire.clients.openai.faults import Faults
 from quire.clients.openai.fields import Fields
 from quire.clients.openai.parsed_body import ParsedBody, read_stream
@@ -149,7 +149,7 @@ def _reasoning(body: Fields, chat: pb.Chat) -> dict[str, str]:
         given.only("summary", "auto", why=_SUMMARY)
         given.only("generate_summary", "auto", why=_SUMMARY)
         given.end()
-    return read_template_kwargs(body, chat, effort, "reasoning.effort")
+    return template_kwargs.read(body, chat, template_kwargs.of_effort(effort, "reasoning.effort"))
 
 
 def _repeated(values: Mapping[str, Any]) -> bytes:

@@ -28,9 +28,15 @@ def read(
             allowed = " or ".join(f'"{one}"' for one in kinds)
             part.fault("type", kind, f"must be {allowed}: this model reads text alone")
             continue
-        if not part.has("text"):
-            part.fault("text", None, "is missing")
-        texts.append(part.text("text") or "")
-        part.passed_over(*passed_over)
-        part.end()
+        texts.append(read_one(part, passed_over))
     return "".join(texts)
+
+
+def read_one(part: Fields, passed_over: Sequence[str] = PASSED_OVER) -> str:
+    """The text of a part whose type has been taken."""
+    if not part.has("text"):
+        part.fault("text", None, "is missing")
+    text = part.text("text") or ""
+    part.passed_over(*passed_over)
+    part.end()
+    return text

@@ -51,16 +51,21 @@ def read_tools(body: Fields, chat: pb.Chat, inside: Inside = nested) -> None:
         function = inside(body, f"tools[{i}]", value)
         if function is None:
             continue
-        tool = chat.tools.add(name=function.text("name") or "")
-        description = function.text("description")
-        if description is not None:
-            tool.description = description
-        tool.parameters_json = function.json_text("parameters")
-        tool.strict = function.flag("strict") or False
-        function.end()
+        read_tool(function, chat)
     _read_choice(body, chat, inside, has_tools=bool(tools))
     if body.flag("parallel_tool_calls") is False and tools:
         chat.parallel_tool_calls = False
+
+
+def read_tool(function: Fields, chat: pb.Chat, schema: str = "parameters") -> None:
+    """schema: the field that holds its parameters'."""
+    tool = chat.tools.add(name=function.text("name") or "")
+    description = function.text("description")
+    if description is not None:
+        tool.description = description
+    tool.parameters_json = function.json_text(schema)
+    tool.strict = function.flag("strict") or False
+    function.end()
 
 
 def _read_choice(body: Fields, chat: pb.Chat, inside: Inside, *, has_tools: bool) -> None:

@@ -5,7 +5,6 @@ of it, and told whole once it is done; the last event holds the whole response, 
 log-probabilities: those are in the deltas alone, so that a stream holds none.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from quire.clients.openai.response_answer import ResponseAnswer
 from quire.clients.openai.response_items import Act, Item, Kind, Step, written_logprobs
 from quire.clients.openai.responses import ResponsesBody
+from quire.service.openai.named_events import encode, written
 from quire.v1 import inference_pb2 as pb
 
 _GROWS = {
@@ -21,7 +21,6 @@ _GROWS = {
     Kind.CALL: "function_call_arguments",
 }
 Fields = Mapping[str, Any]
-_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class ResponseEvents:
@@ -53,15 +52,11 @@ class ResponseEvents:
 
     def _event(self, kind: str, fields: Fields) -> bytes:
         value = {"type": kind, "sequence_number": next(self._numbers), **fields}
-        return _written(kind, _encode(value).encode())
+        return written(kind, encode(value).encode())
 
     def _of_response(self, kind: str) -> bytes:
         told = f'{{"type":"response.{kind}","sequence_number":{next(self._numbers)},"response":'
-        return _written(f"response.{kind}", told.encode() + self._answer.encoded() + b"}")
-
-
-def _written(kind: str, data: bytes) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
+        return written(f"response.{kind}", told.encode() + self._answer.encoded() + b"}")
 
 
 def _told(step: Step) -> Iterator[tuple[str, Fields]]:

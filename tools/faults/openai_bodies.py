@@ -28,8 +28,8 @@ FAULTS = (
     Fault(
         "openai bodies: a part of text may be without its text",
         "clients/openai/text_parts.py",
-        '            part.fault("text", None, "is missing")\n',
-        "            pass\n",
+        '        part.fault("text", None, "is missing")\n',
+        "        pass\n",
         (FIELDS + "a_fault_names_its_field",),
     ),
     Fault(
@@ -147,16 +147,16 @@ FAULTS = (
     ),
     Fault(
         "openai bodies: no effort is as if unset",
-        "clients/openai/chat.py",
-        "    if effort is not None:\n",
-        '    if effort not in (None, "none"):\n',
+        "clients/openai/template_kwargs.py",
+        "    if effort is None:\n",
+        '    if effort in (None, "none"):\n',
         (OTHERS + "an_effort_is_what_a_template_can_make_of_it",),
     ),
     Fault(
         "openai bodies: a template that knows efforts is not told of the usual one",
-        "clients/openai/chat.py",
-        "    if effort is not None:\n",
-        '    if effort not in (None, "medium"):\n',
+        "clients/openai/template_kwargs.py",
+        "    if effort is None:\n",
+        '    if effort in (None, "medium"):\n',
         (OTHERS + "an_effort_is_what_a_template_can_make_of_it",),
     ),
     Fault(

@@ -8,7 +8,6 @@ EVENTS = "tests/service/openai/test_response_events.py::test_"
 CLIENT = "tests/service/openai/test_responses_client.py::test_"
 _INPUT = "clients/openai/response_input.py"
 _ITEMS = "clients/openai/response_items.py"
-_ANSWER = "clients/openai/response_answer.py"
 _WRITER = "service/openai/response_events.py"
 
 FAULTS = (
@@ -84,9 +83,9 @@ FAULTS = (
     ),
     Fault(
         "responses: an answer that was cut is complete",
-        _ANSWER,
-        "            short = message.finished.reason == pb.FINISH_REASON_LENGTH\n",
-        "            short = False\n",
+        "clients/openai/item_answer.py",
+        "        short = self.finished.reason == pb.FINISH_REASON_LENGTH\n",
+        "        short = False\n",
         (EVENTS + "an_answer_that_was_cut_is_incomplete_and_so_is_its_last_item",),
     ),
     Fault(
