@@ -1,4 +1,4 @@
-"""OpenAI's bodies as messages of the contract, and its messages as OpenAI's answers.
+"""OpenAI's and Anthropic's bodies as messages of the contract, and its messages as their answers.
 
 One mapping for both users: `quire batch`, which reads bodies from a file, and the service's HTTP
 API, for which this is the one part of the clients that it may use. Nothing here sends, waits or

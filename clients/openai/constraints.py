@@ -1,4 +1,5 @@
-"""`response_format`, `text.format` and `structured_outputs` as the contract's Constraint."""
+"""`response_format`, `text.format`, `output_config.format` and `structured_outputs` as the
+contract's Constraint."""
 
 import json
 from typing import Any
@@ -35,10 +36,19 @@ def read_text(body: Fields, request: pb.GenerateRequest) -> Named:
     """The same where the format stands in `text`, and the schema in the format itself."""
     text, formatted = body.nested("text"), Named()
     if text is not None:
-        formatted = _text_format(text, request)
+        formatted = _flat_format(text, "format", request)
         text.only("verbosity", "medium", why="must be medium: ask for another in a message")
         text.end()
     return _one_of(body, _structured(body, request), "text.format", formatted)
+
+
+def read_output(body: Fields, config: Fields | None, request: pb.GenerateRequest) -> Named:
+    """The same where it stands in `output_config`, or under the name that it had before."""
+    older = _flat_format(body, "output_format", request)
+    newer = Named() if config is None else _flat_format(config, "format", request)
+    if older and newer:
+        body.fault("output_format", {}, "excludes output_config.format: give one of the two")
+    return _one_of(body, _structured(body, request), "output_config.format", newer or older)
 
 
 def _one_of(body: Fields, structured: Named, name: str, formatted: Named) -> Named:
@@ -47,8 +57,8 @@ def _one_of(body: Fields, structured: Named, name: str, formatted: Named) -> Nam
     return structured or formatted
 
 
-def _text_format(text: Fields, request: pb.GenerateRequest) -> Named:
-    given = text.nested("format")
+def _flat_format(body: Fields, field: str, request: pb.GenerateRequest) -> Named:
+    given, told = body.nested(field), body.name(field)
     if given is None:
         return {}
     kind = _kind(given)
@@ -61,9 +71,9 @@ def _text_format(text: Fields, request: pb.GenerateRequest) -> Named:
     if kind not in _FORMATS[1:]:
         return {}
     return {
-        "constraint.json_schema": "text.format.schema",
-        "constraint.json_object": "text.format.type",
-        "constraint": "text.format",
+        "constraint.json_schema": f"{told}.schema",
+        "constraint.json_object": f"{told}.type",
+        "constraint": told,
     }
 
 

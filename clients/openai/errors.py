@@ -33,6 +33,11 @@ def status_of(code: str, reason: str) -> int:
     return _BY_REASON.get(reason) or _STATUS.get(code, 500)
 
 
+def told(status: int, message: str, reason: str, param: str | None) -> dict[str, Any]:
+    """The body of a refusal."""
+    return {"error": error_of(status, message, reason, param)}
+
+
 def error_of(status: int, message: str, reason: str, param: str | None) -> dict[str, Any]:
     """The error object. param: the field at fault, without the parts of its name in brackets."""
     return {

@@ -40,12 +40,18 @@ _IN_WORDS = (  # what the contract's words name, and a body has otherwise or not
     ("send text or token_ids", "send a prompt to /v1/completions"),
     ("(Embed)", "(/v1/embeddings)"),
 )
-_EFFORTS = ("reasoning_effort", "reasoning.effort")
 _EFFORT = (
     " (medium is as if unset where a template knows no effort, none is "
     "chat_template_kwargs.enable_thinking = false, others are for templates that know "
     "reasoning_effort)"
 )
+_HINTS = {  # by the body's name of the field
+    "reasoning_effort": _EFFORT,
+    "reasoning.effort": _EFFORT,
+    "output_config.effort": " (high is as if unset; others are for templates that know "
+    "reasoning_effort)",
+    "thinking": " (adaptive is as if unset; others are chat_template_kwargs.enable_thinking)",
+}
 _PRIORITY = " (in the contract's sense, where higher runs first: here turn the sign)"
 
 
@@ -79,4 +85,4 @@ class Names:
         if contract == "priority":
             words += _PRIORITY
         told = self.body(contract)
-        return Fault(told, words + _EFFORT if told in _EFFORTS else words)
+        return Fault(told, words + _HINTS.get(told, ""))

@@ -7,11 +7,21 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from quire.clients.openai import chat, completions, responses
+from quire.clients.openai import (
+    anthropic_body,
+    anthropic_errors,
+    chat,
+    completions,
+    errors,
+    responses,
+)
 from quire.clients.openai.answers import Answer
+from quire.clients.openai.anthropic_answer import MessageAnswer
 from quire.clients.openai.parsed_body import ParsedBody
 from quire.clients.openai.response_answer import ResponseAnswer
+from quire.service.openai.anthropic_events import MessageEvents
 from quire.service.openai.chunks import Chunks
+from quire.service.openai.problems import Shape
 from quire.service.openai.response_events import ResponseEvents
 from quire.v1 import inference_pb2 as pb
 
@@ -41,11 +51,12 @@ class Stream(Protocol):
 
 class Api(NamedTuple):
     """read: of a body's object and a name for its call; raises BadBody. whole, stream: of the
-    model's name and what was read."""
+    model's name and what was read. error: the shape of its refusals."""
 
     read: Callable[[dict[str, Any], str], ParsedBody]
     whole: Callable[[str, Any], Whole]
     stream: Callable[[str, Any], Stream]
+    error: Shape = errors.told
 
 
 def _chunks(model: str, parsed: ParsedBody, *, chat: bool) -> Chunks:
@@ -55,3 +66,4 @@ def _chunks(model: str, parsed: ParsedBody, *, chat: bool) -> Chunks:
 CHAT = Api(chat.read, partial(Answer, chat=True), partial(_chunks, chat=True))
 COMPLETIONS = Api(completions.read, partial(Answer, chat=False), partial(_chunks, chat=False))
 RESPONSES = Api(responses.read, ResponseAnswer, ResponseEvents)
+MESSAGES = Api(anthropic_body.read, MessageAnswer, MessageEvents, error=anthropic_errors.told)

@@ -1,4 +1,4 @@
-"""Paths and what answers them; refusals as errors of OpenAI's shape.
+"""Paths and what answers them; refusals as errors of the shape that a path's clients read.
 
 Invariant: whatever goes wrong, the answer is JSON with an `error`, or the connection ends. All
 paths that are here but /health ask for a key, where keys are asked for.
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quire.service.errors import Refusal
 from quire.service.openai import problems
 from quire.service.openai.generation import Generation
-from quire.service.openai.http_context import HttpContext
+from quire.service.openai.http_context import MESSAGES, HttpContext
 from quire.service.openai.info_endpoints import InfoEndpoints
 from quire.service.openai.request_guard import RequestGuard
 from quire.service.openai.tokens import Tokens
@@ -85,6 +85,8 @@ def _routes(
         Route("/v1/models/{name:path}", guarded(info.model, "models"), methods=["GET"]),
         Route("/v1/responses", generation.responses, methods=["POST"]),
         Route("/v1/responses/{rest:path}", guarded(_unstored, "responses"), methods=_ANY),
+        Route(MESSAGES, generation.messages, methods=["POST"]),
+        Route(f"{MESSAGES}/count_tokens", tokens.count, methods=["POST"]),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),
         Route("/health", info.health, methods=["GET"]),
@@ -112,7 +114,7 @@ class _EntryMiddleware:
             self._guard.check(context)
         except Refusal as refusal:
             self._guard.refused(context, refusal, _OTHER + "headers")
-            await problems.response(refusal)(scope, receive, send)
+            await problems.response(refusal, scope["path"])(scope, receive, send)
             return
         try:
             # `app`: without it, starlette answers unknown paths itself, in words of its own.
@@ -124,16 +126,16 @@ class _EntryMiddleware:
             if context.status:
                 scope["connection"].abort()
             else:
-                await problems.response(told)(scope, receive, send)
+                await problems.response(told, scope["path"])(scope, receive, send)
 
 
 async def _unstored(request: Request) -> Response:
     raise problems.nothing_stored(request.url.path)
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return problems.response(error)
+    return problems.response(error, request.url.path)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
@@ -141,7 +143,7 @@ async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        told = problems.response(problems.wrong_method(request.method, path))
+        told = problems.response(problems.wrong_method(request.method, path), path)
         told.headers.update(error.headers or {})  # `allow`
         return told
-    return problems.response(problems.no_such_path(path))
+    return problems.response(problems.no_such_path(path), path)

@@ -1,4 +1,5 @@
-"""The endpoints that generate: /v1/chat/completions, /v1/completions and /v1/responses."""
+"""The endpoints that generate: /v1/chat/completions, /v1/completions, /v1/responses and
+/v1/messages."""
 
 from typing import Any
 
@@ -6,7 +7,7 @@ from starlette.requests import Request
 
 from quire.clients.openai.parsed_body import ParsedBody
 from quire.service.errors import invalid_field
-from quire.service.openai.api import CHAT, COMPLETIONS, RESPONSES, Api
+from quire.service.openai.api import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Api
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_reader import RequestReader
@@ -37,6 +38,10 @@ class Generation:
     async def responses(self, request: Request) -> Any:
         """POST /v1/responses."""
         return await self._reply(request, RESPONSES)
+
+    async def messages(self, request: Request) -> Any:
+        """POST /v1/messages."""
+        return await self._reply(request, MESSAGES)
 
     async def _reply(self, request: Request, api: Api) -> Any:
         context = request.scope["context"]

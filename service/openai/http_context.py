@@ -5,7 +5,7 @@ their address), so limits, shares and logs see one client, whichever API it uses
 """
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -13,9 +13,25 @@ from starlette.types import Scope
 
 from quire.clients.openai.errors import status_of
 from quire.service.errors import OtherContext
+from quire.service.security.auth import HEADER
 
+MESSAGES = "/v1/messages"  # Anthropic's path, and the beginning of its others
 _CN = "commonName"
 Certificate = Mapping[str, tuple[bytes, ...]]
+Header = tuple[str, str]
+
+
+def with_key(path: str, headers: Sequence[Header]) -> tuple[Header, ...]:
+    """The headers, with the key where keys are looked for: some of Anthropic's clients send it in a
+    header of its own. Two that differ stay two, which is refused."""
+    if not f"{path}/".startswith(MESSAGES + "/"):
+        return tuple(headers)
+    told = {f"Bearer {value}": None for name, value in headers if name == "x-api-key" and value}
+    for name, value in headers:
+        if name == HEADER:
+            told[value] = None
+    others = [header for header in headers if header[0] not in ("x-api-key", HEADER)]
+    return (*others, *((HEADER, value) for value in told))
 
 
 class HttpContext(OtherContext):
@@ -24,8 +40,9 @@ class HttpContext(OtherContext):
     def __init__(self, scope: Scope) -> None:
         self._client: tuple[str, int] | None = scope.get("client")
         self._transport = scope["connection"].transport
-        self._metadata = tuple(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]
+        self._metadata = with_key(
+            scope["path"],
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
         )
         self.headers = dict(self._metadata)
         self._request_line = {name: str(scope[name]) for name in ("method", "path", "scheme")}

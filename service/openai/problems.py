@@ -1,52 +1,59 @@
-"""Refusals over HTTP: a status, and an error of the shape that OpenAI's clients read.
+"""Refusals over HTTP: a status, and an error of the shape that the path's clients read.
 
 Invariant: the messages are the same as over gRPC; only the fields have HTTP's names.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from starlette.responses import Response
 
-from quire.clients.openai.errors import error_of, status_of
+from quire.clients.openai import anthropic_errors, errors
 from quire.clients.openai.faults import BadBody, joined
 from quire.clients.openai.field_names import Names
 from quire.service.errors import Refusal, Violation, clip, forget_frames, invalid, show
+from quire.service.openai.http_context import MESSAGES
 
 _Code = grpc.StatusCode
+Shape = Callable[[int, str, str, str | None], dict[str, Any]]  # status, message, reason, field
 _RETRY_SECONDS = 1.0  # where nothing better is known: the server is loading or leaving
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A response that refuses a request. headers: beside Content-Type."""
+    """A response that refuses a request. told: with an `error`. headers: beside Content-Type."""
 
     status: int
-    error: Mapping[str, Any]
+    told: Mapping[str, Any]
     headers: Mapping[str, str]
 
     @property
     def body(self) -> bytes:
         """JSON."""
-        return json.dumps({"error": self.error}, ensure_ascii=False).encode("utf-8", "replace")
+        return json.dumps(self.told, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def problem(refusal: Refusal) -> Problem:
+def shape_at(path: str) -> Shape:
+    """The one of a path's errors."""
+    return anthropic_errors.told if f"{path}/".startswith(MESSAGES + "/") else errors.told
+
+
+def problem(refusal: Refusal, shape: Shape = errors.told) -> Problem:
     """The refusal's fields have HTTP's names already (see `translated`)."""
     forget_frames(refusal)
-    status = status_of(refusal.code.name, refusal.reason)
+    status = errors.status_of(refusal.code.name, refusal.reason)
     param = refusal.violations[0].field if refusal.violations else None
-    error = error_of(status, clip(refusal.message, 4096), refusal.reason, param)
-    return Problem(status, error, _headers(status, refusal.retry_after))
+    told = shape(status, clip(refusal.message, 4096), refusal.reason, param)
+    return Problem(status, told, _headers(status, refusal.retry_after))
 
 
-def response(refusal: Refusal) -> Response:
-    """The whole answer."""
-    told = problem(refusal)
+def response(refusal: Refusal, path: str) -> Response:
+    """The whole answer of a path."""
+    told = problem(refusal, shape_at(path))
     return Response(
         told.body, told.status, headers=dict(told.headers), media_type="application/json"
     )

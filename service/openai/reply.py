@@ -109,12 +109,12 @@ class Reply:
         except Refusal as refusal:
             if not begun:
                 raise
-            last = stream.failed(problem(refusal).error)
+            last = stream.failed(problem(refusal, self._api.error).told["error"])
         disconnect.over = True
         await _send_part(send, last, more=False)
 
     async def _refuse(self, refusal: Refusal, send: Send, disconnect: "DisconnectWatcher") -> None:
-        told = problem(refusal)
+        told = problem(refusal, self._api.error)
         headers = [_JSON, *((k.encode(), v.encode()) for k, v in told.headers.items())]
         disconnect.over = True
         await send_whole(send, told.status, [*headers, *self._named()], told.body)

@@ -1,4 +1,5 @@
-"""/tokenize and /detokenize: the calls Tokenize and Detokenize, as vLLM's server names them."""
+"""/tokenize and /detokenize: the calls Tokenize and Detokenize, as vLLM's server names them; and
+/v1/messages/count_tokens, which is Tokenize too."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -6,6 +7,7 @@ from typing import Any, TypeVar, cast
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from quire.clients.openai import anthropic_body
 from quire.clients.openai.field_names import Names
 from quire.clients.openai.tokens import read_detokenize, read_tokenize
 from quire.service import errors
@@ -20,7 +22,7 @@ T = TypeVar("T")
 
 
 class Tokens:
-    """Answers both."""
+    """Answers them."""
 
     def __init__(self, servicer: InferenceServicer, reader: RequestReader, model: str) -> None:
         """model: the served one's name."""
@@ -38,6 +40,11 @@ class Tokens:
         """POST /detokenize."""
         told = await self._told(request, "Detokenize", read_detokenize)
         return JSONResponse({"prompt": told.text})
+
+    async def count(self, request: Request) -> JSONResponse:
+        """POST /v1/messages/count_tokens."""
+        told = await self._told(request, "Tokenize", anthropic_body.read_count)
+        return JSONResponse({"input_tokens": len(told.token_ids)})
 
     async def _told(
         self, request: Request, method: str, read: Callable[[Any], tuple[T, Names]]

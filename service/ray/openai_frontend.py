@@ -19,8 +19,9 @@ from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
 from quire.service.errors import OtherContext, Refusal
 from quire.service.openai import cards, problems
-from quire.service.openai.api import CHAT, COMPLETIONS, RESPONSES, Api
+from quire.service.openai.api import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Api
 from quire.service.openai.bodies import Bodies, parse
+from quire.service.openai.http_context import with_key
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_guard import AllowedHosts
@@ -37,6 +38,7 @@ _APIS: Mapping[str, Api] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
     "/v1/responses": RESPONSES,
+    "/v1/messages": MESSAGES,
 }
 _MODELS = "/v1/models/"  # behind it a name; without the last stroke: all of them
 
@@ -45,12 +47,14 @@ class _IngressContext(OtherContext):
     """A call's context, as far as Reply uses one."""
 
     def __init__(self, request: Request) -> None:
-        self.headers = {name.lower(): value for name, value in request.headers.items()}
+        headers = [(name.lower(), value) for name, value in request.headers.items()]
+        self._metadata = with_key(request.url.path, headers)
+        self.headers = dict(self._metadata)
         self.request_id = ""
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """The headers, names in small letters."""
-        return tuple(self.headers.items())
+        return self._metadata
 
     def span(self, code: grpc.StatusCode) -> tuple[str, Mapping[str, str | int]]:
         """Not traced here."""
@@ -105,7 +109,7 @@ class OpenAIFrontend:
             self._hosts.check(context.headers.get("host", ""))
             return await self._answer(request, context)
         except Refusal as refusal:
-            return problems.response(refusal)
+            return problems.response(refusal, request.url.path)
 
     async def _answer(self, request: Request, context: _IngressContext) -> Response:
         path, method = request.url.path, request.method

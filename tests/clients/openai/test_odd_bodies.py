@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quire.clients.openai import chat, completions, responses, tokens, vectors
+from quire.clients.openai import anthropic_body, chat, completions, responses, tokens, vectors
 from quire.clients.openai.faults import BadBody
 
 USER = {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}
@@ -68,10 +68,46 @@ RESPONSES = {
     "background": False,
     "truncation": "disabled",
 }
+MESSAGES = {
+    "system": [{"type": "text", "text": "a", "cache_control": {}}],
+    "messages": [
+        {"role": "user", "content": "a"},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "a", "signature": ""},
+                {"type": "text", "text": "a"},
+                {"type": "tool_use", "id": "c", "name": "f", "input": {"a": 1}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "c", "content": "a", "is_error": True},
+                {"type": "text", "text": "a"},
+            ],
+        },
+        {"role": "assistant", "content": "a"},
+    ],
+    "tools": [{"name": "f", "input_schema": SCHEMA, "strict": True}],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "thinking": {"type": "enabled", "budget_tokens": 4},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
+}
+MESSAGES_BODY = {
+    **MESSAGES,
+    "max_tokens": 5,
+    "stop_sequences": ["a"],
+    "metadata": {"user_id": "a"},
+    "context_management": {"edits": []},
+    "stream": True,
+}
 BODIES: dict[str, tuple[Callable[[dict[str, Any]], object], dict[str, Any]]] = {
     "chat": (chat.read, CHAT),
     "streamed chat": (chat.read, {"messages": [USER], **STREAMED}),
     "response": (responses.read, RESPONSES),
+    "message": (anthropic_body.read, MESSAGES_BODY),
+    "count": (anthropic_body.read_count, MESSAGES),
     "choice": (chat.read, {"messages": [USER], "structured_outputs": {"choice": ["a"]}}),
     "schema": (chat.read, {"messages": [USER], "structured_outputs": {"json": SCHEMA}}),
     "completions": (

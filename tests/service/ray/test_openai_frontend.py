@@ -23,8 +23,10 @@ class Streams:
 
     def __init__(self) -> None:
         self.asked = 0
+        self.metadata: Any = ()
 
-    async def ask(self, method: str, _request: Any, _metadata: Any) -> bytes:
+    async def ask(self, method: str, _request: Any, metadata: Any) -> bytes:
+        self.metadata = metadata
         assert method == "GetModelInfo"
         self.asked += 1
         model = pb.ModelInfo(name=NAME, max_model_len=1024)
@@ -78,6 +80,7 @@ def test_models_are_told_as_a_server_tells_them(face: OpenAIFrontend, streams: S
         ("GET", "/health", 404, "there is nothing at"),
         ("GET", "/v1/completions", 405, "is not for"),
         ("GET", "/v1/responses", 405, "is not for"),
+        ("GET", "/v1/messages", 405, "is not for"),
         ("POST", "/v1/models", 405, "is not for"),
     ],
 )
@@ -86,18 +89,21 @@ def test_what_is_not_there_is_refused_in_the_servers_words(
 ) -> None:
     found, told = answer(face, method, path)
     assert found == status and words in told["error"]["message"]
-    assert {"message", "type", "code"} <= set(told["error"])
+    anthropic = path == "/v1/messages"
+    assert {"message", "type"} | (set() if anthropic else {"code"}) == set(told["error"]) - {
+        "param"
+    }
     assert streams.asked == 0
 
 
-def posted(path: str, body: bytes) -> Request:
+def posted(path: str, body: bytes, *headers: tuple[bytes, bytes]) -> Request:
     scope = {
         "type": "http",
         "method": "POST",
         "path": path,
         "query_string": b"",
         "server": ("127.0.0.1", 8000),
-        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")],
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), *headers],
     }
 
     async def receive() -> dict[str, Any]:
@@ -116,10 +122,11 @@ def posted(path: str, body: bytes) -> Request:
         ),
         ("/v1/completions", {"prompt": "x"}, "text_completion"),
         ("/v1/responses", {"input": "x"}, "response"),
+        ("/v1/messages", {"max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}, None),
     ],
 )
 def test_each_api_answers_in_its_own_form(
-    face: OpenAIFrontend, path: str, body: dict[str, Any], kind: str
+    face: OpenAIFrontend, path: str, body: dict[str, Any], kind: str | None
 ) -> None:
     sent: list[Any] = []
 
@@ -136,7 +143,7 @@ def test_each_api_answers_in_its_own_form(
     asyncio.run(test())
     begin, rest = sent
     told = json.loads(rest["body"])
-    assert (begin["status"], told["object"], told["model"]) == (200, kind, NAME)
+    assert (begin["status"], told.get("object"), told["model"]) == (200, kind, NAME)
 
 
 @pytest.mark.parametrize("size", [1, INLINE_BYTES])
@@ -154,3 +161,11 @@ def test_a_large_body_is_parsed_off_the_event_loop(
     body = json.dumps({"prompt": "a" * size}).encode()
     asyncio.run(face.answer(posted("/v1/completions", body)))
     assert [thread is threading.current_thread() for thread in threads] == [size == 1]
+
+
+def test_a_key_in_anthropics_header_is_told_to_replicas_as_any(
+    face: OpenAIFrontend, streams: Streams
+) -> None:
+    asyncio.run(face.answer(posted("/v1/messages", b"{}", (b"x-api-key", b"KEY"))))
+    assert ("authorization", "Bearer KEY") in streams.metadata
+    assert "x-api-key" not in dict(streams.metadata)

@@ -1,0 +1,59 @@
+"""The names of Anthropic's fields: blocks, where the contract has messages."""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from quire.clients.openai.field_names import Names, Rules, rules
+
+_MESSAGE = re.compile(r"chat\.messages\[(\d+)\](.*)")
+_CALL = re.compile(r"\.tool_calls(?:\[(\d+)\](.*))?")
+_OF_CALLS = {".name": ".name", ".arguments_json": ".input", ".id": ".id"}
+_OF_ANSWERS = {".content": ".content", ".tool_call_id": ".tool_use_id"}
+_RULES = rules(
+    (r"sampling\.", ""),
+    (r"chat\.tools\[(\d+)\]\.parameters_json", r"tools[\1].input_schema"),
+    (r"chat\.", ""),
+    (r"chat$", "messages"),
+    (r"request_id$", "x-request-id"),
+)
+
+
+class Place(NamedTuple):
+    """Where a message of the chat stands in the body: in a message, or in a block of one. thought:
+    the block of its thoughts. calls: those of its calls. message: None: it is `system`."""
+
+    message: int | None
+    block: int | None = None
+    thought: int = 0
+    calls: tuple[int, ...] = ()
+
+    def name(self, rest: str) -> str:
+        """Of one of the message's fields."""
+        if self.message is None:
+            return "system"
+        at = f"messages[{self.message}]"
+        if self.block is not None:
+            return f"{at}.content[{self.block}]{_OF_ANSWERS.get(rest, '')}"
+        if rest == ".reasoning_content":
+            return f"{at}.content[{self.thought}].thinking"
+        called = _CALL.fullmatch(rest)
+        if called is not None and self.calls:
+            call = self.calls[int(called[1] or 0)]
+            return f"{at}.content[{call}]{_OF_CALLS.get(called[2] or '', '')}"
+        return at + rest
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesNames(Names):
+    """places: of the chat's messages."""
+
+    rules: Rules = _RULES
+    places: tuple[Place, ...] = ()
+
+    def body(self, contract: str) -> str:
+        """A field's name."""
+        found = _MESSAGE.fullmatch(contract)
+        if found is None:
+            return Names.body(self, contract)
+        return self.places[int(found[1])].name(found[2])
