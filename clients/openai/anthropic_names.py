@@ -4,12 +4,18 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from quire.clients.openai.faults import Fault
 from quire.clients.openai.field_names import Names, Rules, rules
 
 _MESSAGE = re.compile(r"chat\.messages\[(\d+)\](.*)")
 _CALL = re.compile(r"\.tool_calls(?:\[(\d+)\](.*))?")
 _OF_CALLS = {".name": ".name", ".arguments_json": ".input", ".id": ".id"}
 _OF_ANSWERS = {".content": ".content", ".tool_call_id": ".tool_use_id"}
+_ROOM = re.compile(
+    r"with it the prompt is too long: prompt \((\d+)\) \+ max_tokens \((\d+)\) = \d+ tokens exceed "
+    r"max_model_len = (\d+)(?=: at most)"
+)
+_THEIR_ROOM = r"input length and `max_tokens` exceed context limit: \1 + \2 > \3"
 _RULES = rules(
     (r"sampling\.", ""),
     (r"chat\.tools\[(\d+)\]\.parameters_json", r"tools[\1].input_schema"),
@@ -57,3 +63,9 @@ class MessagesNames(Names):
         if found is None:
             return Names.body(self, contract)
         return self.places[int(found[1])].name(found[2])
+
+    def _fault(self, contract: str, words: str) -> Fault:
+        """Where less than what was asked for fits behind the prompt, in Anthropic's words: clients
+        read the numbers, and ask for less."""
+        told = Names._fault(self, contract, words)
+        return told._replace(words=_ROOM.sub(_THEIR_ROOM, told.words))

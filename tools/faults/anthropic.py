@@ -105,6 +105,13 @@ FAULTS = (
         (CLIENT + "the_clients_own_loop_over_tools_needs_nothing_stored",),
     ),
     Fault(
+        "anthropic: clients cannot tell how much less to ask for",
+        "clients/openai/anthropic_names.py",
+        "words=_ROOM.sub(_THEIR_ROOM, told.words)",
+        "words=told.words",
+        (CLIENT + "refusals_have_this_apis_form_and_names",),
+    ),
+    Fault(
         "anthropic: refusals have the form of another API",
         "service/openai/problems.py",
         "    return anthropic_errors.told if",

@@ -191,6 +191,7 @@ def test_what_the_model_has_begun_is_continued_and_thoughts_are_left_out_where_n
 
 
 def test_refusals_have_this_apis_form_and_names() -> None:
+    room = "max_tokens: input length and `max_tokens` exceed context limit: "  # clients read it
     begun = {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
     called = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
     result = {"type": "tool_result", "tool_use_id": "d", "content": "x"}
@@ -202,7 +203,8 @@ def test_refusals_have_this_apis_form_and_names() -> None:
             for words, fields in (
                 ("temperature: -1.0: ", {"extra_body": {"temperature": -1}}),
                 ("max_tokens: 0: ", {"max_tokens": 0}),
-                ("max_tokens: with it the prompt is too long", {"max_tokens": 20_000}),
+                (f"{room}9 + 20000 > 2048: at most 2039 fit", {"max_tokens": 20_000}),
+                ("messages: the prompt is too long", {"messages": [HELLO[0]] * 500}),
                 ("messages: the prompt is too long", {"messages": [HELLO[0]] * 3000}),
                 ("messages[1].content[0].tool_use_id: ", {"messages": turns}),
                 ("messages[0].content: ", {"messages": marked}),
