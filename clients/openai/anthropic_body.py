@@ -13,7 +13,7 @@ from quire.clients.openai import (
 from quire.clients.openai.anthropic_names import MessagesNames, Place
 from quire.clients.openai.chat import read_parse_output
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import Fields
+from quire.clients.openai.fields import Fields, put_all
 from quire.clients.openai.parsed_body import ParsedBody
 from quire.clients.openai.template_kwargs import Setting
 from quire.v1 import inference_pb2 as pb
@@ -61,7 +61,7 @@ def read(values: dict[str, Any], request_id: str = "") -> MessagesBody:
     given = sampling.read(body, request)
     if user:
         request.user, given = user, given | {"user": "metadata.user_id"}
-    request.sampling.stop.extend(body.texts("stop_sequences"))
+    put_all(request.sampling.stop, body.texts("stop_sequences"))
     most = _max_tokens(body)
     request.sampling.max_tokens = most or 0
     told, places = _read_prompt(body, request, most)

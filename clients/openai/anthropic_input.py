@@ -97,33 +97,28 @@ class _Messages:
 
     def _assistant(self, item: Fields, content: list[Any], i: int) -> None:
         message = self.add(Place(i), "assistant")
-        thoughts: list[int] = []
+        texts: list[str] = []
+        thoughts: dict[int, str] = {}
         calls: list[int] = []
 
         def text(block: Fields, _j: int) -> None:
-            message.content += text_parts.read_one(block, TEXTS_PASSED_OVER)
+            texts.append(text_parts.read_one(block, TEXTS_PASSED_OVER))
 
         def thinking(block: Fields, j: int) -> None:
-            thoughts.append(j)
-            self._thinking(block, message)
+            thought = _thought(block)
+            if thought:
+                thoughts[j] = thought
 
         def call(block: Fields, j: int) -> None:
             calls.append(j)
             _read_call(block, message)
 
         _each(item, content, {"text": text, "thinking": thinking, "tool_use": call})
-        first = thoughts[0] if thoughts else 0
-        self.places[-1] = Place(i, thought=first, calls=tuple(calls))
-
-    def _thinking(self, block: Fields, message: pb.ChatMessage) -> None:
-        if not block.has("thinking"):
-            block.fault("thinking", None, "is missing")
-        thought = block.text("thinking")
-        if thought:
+        message.content = "".join(texts)
+        if thoughts:
             self._chat.omit_unshown_reasoning = True  # clients send thoughts back unasked
-            message.reasoning_content += thought
-        block.passed_over("signature")  # nothing is signed here
-        block.end()
+            message.reasoning_content = "".join(thoughts.values())
+        self.places[-1] = Place(i, thought=next(iter(thoughts), 0), calls=tuple(calls))
 
 
 def _each(
@@ -141,6 +136,15 @@ def _each(
         else:
             known = f"must be one of {', '.join(readers)}: this model reads text alone"
             block.fault("type", kind, _INSTEAD.get(str(kind), known))
+
+
+def _thought(block: Fields) -> str:
+    if not block.has("thinking"):
+        block.fault("thinking", None, "is missing")
+    thought = block.text("thinking") or ""
+    block.passed_over("signature")  # nothing is signed here
+    block.end()
+    return thought
 
 
 def _read_call(block: Fields, message: pb.ChatMessage) -> None:

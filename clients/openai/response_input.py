@@ -5,6 +5,7 @@ templates show it. A call keeps the turn open until it is answered; else the tur
 text.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from quire.clients.openai import text_parts
@@ -41,6 +42,9 @@ class _Items:
     def __init__(self, chat: pb.Chat) -> None:
         self._chat, self._messages = chat, chat.messages
         self._spoken = False  # whether the last message holds a message's text
+        # By the messages' numbers: a turn of very many items is put together once.
+        self._texts: defaultdict[int, list[str]] = defaultdict(list)
+        self._thoughts: defaultdict[int, list[str]] = defaultdict(list)
         self._readers: Mapping[object, Callable[[Fields], Place]] = {
             "message": self._message,
             "reasoning": self._reasoning,
@@ -56,6 +60,10 @@ class _Items:
             item = body.item(f"input[{i}]", value)
             if item is not None:
                 places.append(self._item(item))
+        for number, texts in self._texts.items():
+            self._messages[number].content = "".join(texts)
+        for number, texts in self._thoughts.items():
+            self._messages[number].reasoning_content = "".join(texts)
         return tuple(places)
 
     def _item(self, item: Fields) -> Place:
@@ -78,7 +86,8 @@ class _Items:
             item.fault("content", None, "is missing")
         content = text_parts.read(item, "content", ("input_text", "output_text"), PARTS_PASSED_OVER)
         if role == "assistant":
-            self._turn().content += content
+            self._turn()
+            self._texts[len(self._messages) - 1].append(content)
             self._spoken = True
         else:
             self._messages.add(role=_ROLES.get(role, role), content=content)
@@ -92,7 +101,8 @@ class _Items:
         item.only("encrypted_content", "", why="cannot be read here: send content")
         if whole or summary:
             self._chat.omit_unshown_reasoning = True  # clients send thoughts back unasked
-            self._turn().reasoning_content += whole or summary
+            self._turn()
+            self._thoughts[len(self._messages) - 1].append(whole or summary)
         return self._place("reasoning")
 
     def _function_call(self, item: Fields) -> Place:

@@ -19,6 +19,15 @@ FAULTS = (
         (CLIENT + "thoughts_go_back_unasked_to_a_template_that_shows_none",),
     ),
     Fault(
+        "responses: a turn of many items is put together anew for each",
+        _INPUT,
+        "            self._texts[len(self._messages) - 1].append(content)\n",
+        "            self._messages[-1].content += content\n",
+        (
+            "tests/clients/openai/test_turns_of_many_parts.py::test_a_turn_of_many_parts_is_put_together_once",
+        ),
+    ),
+    Fault(
         "responses: a turn's calls are a message of their own",
         _INPUT,
         "            if calls or last.tool_calls or not self._spoken:\n",
