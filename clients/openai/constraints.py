@@ -63,8 +63,12 @@ def _flat_format(body: Fields, field: str, request: pb.GenerateRequest) -> Named
         return {}
     kind = _kind(given)
     if kind == "json_schema":
-        given.passed_over("name", "description", "strict")
-        request.constraint.json_schema = _schema(given, "schema")
+        given.text("name")
+        given.text("description")
+        given.flag("strict")
+        if not given.has("schema"):
+            given.fault("schema", None, "is missing")
+        request.constraint.json_schema = given.json_text("schema")
     elif kind == "json_object":
         request.constraint.json_object = True
     given.end()

@@ -19,8 +19,8 @@ _OF_ITEMS = {  # by the item's type
 _RULES = rules(
     (r"sampling\.", ""),
     (r"chat\.tools\[(\d+)\]\.parameters_json", r"tools[\1].parameters"),
+    (r"chat(\.messages)?$", "input"),
     (r"chat\.", ""),
-    (r"chat$", "input"),
     (r"request_id$", "x-request-id"),
 )
 

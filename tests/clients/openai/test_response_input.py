@@ -164,6 +164,7 @@ def test_faults_of_the_contract_have_the_names_of_items() -> None:
         "logprobs": "include",
     }
     assert asked().names().body("chat.messages[0].content") == "input"
+    assert asked().names().body("chat.messages") == "input"  # of thoughts that say nothing alone
     schema = {"type": "json_schema", "schema": {"type": "object"}}
     assert asked(text={"format": schema}).names().body("constraint.json_schema") == (
         "text.format.schema"

@@ -183,7 +183,16 @@ def test_a_field_of_another_name_is_the_chats(
         (
             {"text": {"format": {"type": "json_schema"}}},
             "text.format.schema",
-            "must be a JSON schema",
+            "is missing",
+        ),
+        *(
+            ({"text": {"format": {"type": "json_schema", **odd}}}, f"text.format.{name}", words)
+            for odd, name, words in (
+                ({"schema": "{}"}, "schema", "must be an object"),
+                ({"schema": {}, "name": 5}, "name", "must be a string"),
+                ({"schema": {}, "description": []}, "description", "must be a string"),
+                ({"schema": {}, "strict": "no"}, "strict", "must be true or false"),
+            )
         ),
         (
             {"text": {"format": {"type": "json_object"}}, "structured_outputs": {"regex": "a"}},

@@ -151,6 +151,22 @@ def test_an_answer_that_was_cut_is_incomplete_and_so_is_its_last_item(
     assert (done["item"], ended["type"]) == (last, "response.incomplete")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"), [('{"a": 1}', "completed"), ("", "completed"), ('{"a"', "incomplete")]
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_call_that_was_cut_behind_text_is_incomplete(
+    arguments: str, status: str, together: bool
+) -> None:
+    first = pb.ToolCallDelta(index=0, id="c0", name="add", arguments_json="{}")
+    last = pb.ToolCallDelta(index=1, id="c1", name="add", arguments_json=arguments)
+    apart = [calls(first), pb.Delta(text="b"), calls(last)]
+    told = [calls(first), pb.Delta(text="b", tool_calls=[last])] if together else apart
+    answer = whole(messages(told, LENGTH))["output"]
+    assert [item["status"] for item in answer] == ["completed", status, "incomplete"]
+    assert streamed(messages(told, LENGTH))[-1]["response"]["output"] == answer
+
+
 @pytest.mark.parametrize("deltas", [[], [pb.Delta(reasoning="Hm")]])
 def test_an_answer_that_says_nothing_holds_an_empty_message(deltas: list[pb.Delta]) -> None:
     *_, message = whole(messages(deltas))["output"]
@@ -180,6 +196,45 @@ def test_log_probabilities_are_in_whole_answers_and_in_deltas() -> None:
     assert events[-1]["response"]["output"][1]["content"][0]["logprobs"] == []  # none are held
     [done] = [event for event in events if event["type"] == "response.output_text.done"]
     assert done["logprobs"] == []
+
+
+def told_of(pieces: list[str]) -> list[pb.TokenLogprob]:
+    return [pb.TokenLogprob(bytes=piece.encode(), logprob=-0.5) for piece in pieces]
+
+
+def test_log_probabilities_of_a_delta_that_waited_are_those_of_its_text() -> None:
+    """It may hold thoughts, text and calls at once."""
+    fields: Any = {"include": ["message.output_text.logprobs"]}
+    thought, text, tag = ["<think>", "H", "m", "</think>"], ["S", "o"], ["<tool_call>", "So"]
+    piece = pb.ToolCallDelta(id="c", name="So", arguments_json="{}")
+    for delta in (
+        pb.Delta(reasoning="Hm", text="So", logprobs=told_of([*thought, *text])),
+        pb.Delta(text="So", tool_calls=[piece], logprobs=told_of([*text, *tag])),
+        pb.Delta(
+            reasoning="Hm", text="So", tool_calls=[piece], logprobs=told_of(thought + text + tag)
+        ),
+    ):
+        items = whole(messages([delta]), **fields)["output"]
+        [part] = next(item["content"] for item in items if item["type"] == "message")
+        assert [one["token"] for one in part["logprobs"]][-2:] == text
+        assert {one["token"] for one in part["logprobs"]} <= {*text, "</think>"}
+
+
+def test_a_stream_holds_few_log_probabilities_of_what_waits() -> None:
+    behind = pb.Delta(text="b", logprobs=told_of(["b"]))
+    piece = pb.ToolCallDelta(id="c", name="f", arguments_json="{}")
+    silent = pb.Delta(logprobs=told_of(["\n"] * 10))
+    stream = ResponseEvents("m", body())
+    for message in messages([*[silent] * 100, pb.Delta(text="a")])[:-1]:
+        *_, last = parsed(stream.encoded(message)) or [{}]
+    assert len(last["logprobs"]) == 64
+    stream = ResponseEvents("m", body())
+    told = messages([calls(piece), behind])
+    events = parsed(b"".join(map(stream.encoded, told)) + stream.ended())
+    [delta] = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert (delta["delta"], delta["logprobs"]) == ("b", [])
+    [part] = whole(told)["output"][1]["content"]
+    assert [one["token"] for one in part["logprobs"]] == ["b"]
 
 
 def test_a_stream_that_fails_says_so_in_the_form_of_either_client() -> None:
