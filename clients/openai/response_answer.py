@@ -43,7 +43,12 @@ class ResponseAnswer(ItemAnswer):
         return told
 
     def encoded(self) -> bytes:
-        """The object as JSON, in ASCII; on any thread. It ends with what repeats the body."""
+        """The object as JSON, in ASCII; on any thread."""
+        return b"".join(self.pieces())
+
+    def pieces(self) -> tuple[bytes, ...]:
+        """The same in pieces, of which the last repeats the body: it may be large, and is that of
+        the body itself."""
         done = self.status == "completed"
         told = {
             "id": f"resp_{self.items.name}",
@@ -59,7 +64,7 @@ class ResponseAnswer(ItemAnswer):
             "output": [item.object() for item in self.items.all],
             "usage": self._usage() if self.status in ("completed", "incomplete") else None,
         }
-        return json.dumps(told, separators=(",", ":")).encode()[:-1] + b"," + self._repeated[1:]
+        return json.dumps(told, separators=(",", ":")).encode()[:-1], self._repeated
 
     def _usage(self) -> dict[str, Any]:
         told = self.tally.usage()

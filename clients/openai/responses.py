@@ -48,6 +48,7 @@ _REPEATED: Mapping[str, Any] = {  # fields of the answer that the body has, and 
     "top_p": None,
     "user": None,
 }
+_WHOLE = ("max_output_tokens", "top_logprobs")  # of these
 _GIVEN = {  # the contract's fields under this API's names
     "sampling.max_tokens": "max_output_tokens",
     "sampling.logprobs": "top_logprobs",
@@ -66,11 +67,11 @@ _TOOL: Mapping[str, Any] = {"description": None, "parameters": None, "strict": F
 
 @dataclass(frozen=True, slots=True)
 class ResponsesBody(ParsedBody):
-    """repeated: the answer's fields that repeat the body, a JSON object; written on the thread that
-    reads the body, since instructions and tools may be large. places: of the items. instructed:
-    there are instructions."""
+    """repeated: the answer's fields that repeat the body, as the end of a JSON object behind other
+    fields; written on the thread that reads the body, since instructions and tools may be large.
+    places: of the items. instructed: there are instructions."""
 
-    repeated: bytes = b"{}"
+    repeated: bytes = b"}"
     places: tuple[Place, ...] = ()
     instructed: bool = False
 
@@ -155,6 +156,7 @@ def _reasoning(body: Fields, chat: pb.Chat) -> dict[str, str]:
 def _repeated(values: Mapping[str, Any]) -> bytes:
     """values: without faults."""
     given = {field: value for field, value in values.items() if value is not None}
+    given |= {field: int(given[field]) for field in _WHOLE if field in given}  # 7.0 is 7
     text, reasoning = given.get("text", {}), given.get("reasoning", {})
     told = {
         **_FIXED,
@@ -163,4 +165,4 @@ def _repeated(values: Mapping[str, Any]) -> bytes:
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "tools": [{**_TOOL, **tool} for tool in given.get("tools", ())],
     }
-    return large_json.dumps(told, separators=(",", ":")).encode()
+    return ("," + large_json.dumps(told, separators=(",", ":"))[1:]).encode()

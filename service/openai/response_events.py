@@ -34,29 +34,32 @@ class ResponseEvents:
     def encoded(self, message: pb.GenerateResponse) -> bytes:
         """The next event's."""
         steps = self._answer.steps(message)
-        told = b"".join(self._event(*event) for step in steps for event in _told(step))
+        told = [self._event(*event) for step in steps for event in _told(step)]
         if message.HasField("started"):
-            told += self._of_response("created") + self._of_response("in_progress")
-        return told
+            told += *self._of_response("created"), *self._of_response("in_progress")
+        return b"".join(told)
 
     def ended(self) -> bytes:
         """The last one: completed, or incomplete."""
-        return self._of_response(self._answer.status)
+        return b"".join(self._of_response(self._answer.status))
 
     def failed(self, error: Fields) -> bytes:
         """The last ones of a call that failed: the error, whose fields stand at the top too, where
         OpenAI's page has them, and the response."""
         self._answer.fail(error)
         fields = {name: error[name] for name in ("code", "message", "param")}
-        return self._event("error", fields | {"error": error}) + self._of_response("failed")
+        told = self._event("error", fields | {"error": error})
+        return b"".join((told, *self._of_response("failed")))
 
     def _event(self, kind: str, fields: Fields) -> bytes:
         value = {"type": kind, "sequence_number": next(self._numbers), **fields}
         return written(kind, encode(value).encode())
 
-    def _of_response(self, kind: str) -> bytes:
-        told = f'{{"type":"response.{kind}","sequence_number":{next(self._numbers)},"response":'
-        return written(f"response.{kind}", told.encode() + self._answer.encoded() + b"}")
+    def _of_response(self, status: str) -> tuple[bytes, ...]:
+        """In pieces: joined once, since what they repeat of the body may be large."""
+        kind, number = f"response.{status}", next(self._numbers)
+        told = f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":{number},"response":'
+        return told.encode(), *self._answer.pieces(), b"}\n\n"
 
 
 def _told(step: Step) -> Iterator[tuple[str, Fields]]:

@@ -156,15 +156,15 @@ FAULTS = (
     Fault(
         "responses: the numbers of events have a gap behind the response's own",
         _WRITER,
-        '"sequence_number":{next(self._numbers)},',
-        '"sequence_number":{next(self._numbers) + next(self._numbers)},',
+        'f"response.{status}", next(self._numbers)\n',
+        'f"response.{status}", next(self._numbers) + next(self._numbers)\n',
         (EVENTS + "events_come_in_order_and_hold_what_the_whole_answer_does",),
     ),
     Fault(
         "responses: a stream that fails says no more",
         _WRITER,
-        ' + self._of_response("failed")\n',
-        "\n",
+        'return b"".join((told, *self._of_response("failed")))\n',
+        "return told\n",
         (EVENTS + "a_stream_that_fails_says_so_in_the_form_of_either_client",),
     ),
     Fault(

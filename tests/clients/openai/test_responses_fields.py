@@ -38,7 +38,7 @@ def faults(**fields: Any) -> dict[str, str]:
 
 
 def repeated(**fields: Any) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(asked(**fields).repeated)
+    told: dict[str, Any] = json.loads(b"{" + asked(**fields).repeated[1:])
     return told
 
 
@@ -250,7 +250,7 @@ def test_the_answer_repeats_what_was_asked_for() -> None:
     told = repeated(
         instructions="Be nice.",
         temperature=1,
-        max_output_tokens=7,
+        max_output_tokens=7.0,
         metadata={"a": "b"},
         tools=[TOOL],
         tool_choice="required",
@@ -263,6 +263,7 @@ def test_the_answer_repeats_what_was_asked_for() -> None:
     assert (told["instructions"], told["temperature"], told["max_output_tokens"]) == (
         *("Be nice.", 1, 7),
     )
+    assert isinstance(told["max_output_tokens"], int)
     assert (told["metadata"], told["tool_choice"], told["user"]) == ({"a": "b"}, "required", None)
     assert told["tools"] == [{**TOOL, "strict": False}]
     assert told["text"] == {"format": {"type": "json_object"}, "verbosity": "medium"}
