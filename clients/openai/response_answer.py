@@ -20,7 +20,7 @@ class ResponseAnswer(ItemAnswer):
     def __init__(self, model: str, parsed: ResponsesBody, *, keeps_logprobs: bool = True) -> None:
         """parsed: the request that it answers. keeps_logprobs: or they are in the steps alone."""
         super().__init__(model, keeps_logprobs=keeps_logprobs)
-        self._repeated = parsed.repeated
+        self._repeated = memoryview(parsed.repeated)
         self._created = int(time.time())
         self._error: Mapping[str, Any] | None = None
 
@@ -46,9 +46,8 @@ class ResponseAnswer(ItemAnswer):
         """The object as JSON, in ASCII; on any thread."""
         return b"".join(self.pieces())
 
-    def pieces(self) -> tuple[bytes, ...]:
-        """The same in pieces, of which the last repeats the body: it may be large, and is that of
-        the body itself."""
+    def pieces(self) -> tuple[bytes, memoryview]:
+        """The same in pieces. The last one repeats the body, and is no copy: it may be large."""
         done = self.status == "completed"
         told = {
             "id": f"resp_{self.items.name}",
@@ -64,7 +63,7 @@ class ResponseAnswer(ItemAnswer):
             "output": [item.object() for item in self.items.all],
             "usage": self._usage() if self.status in ("completed", "incomplete") else None,
         }
-        return json.dumps(told, separators=(",", ":")).encode()[:-1], self._repeated
+        return json.dumps(told, separators=(",", ":")).encode()[:-1] + b",", self._repeated[1:]
 
     def _usage(self) -> dict[str, Any]:
         told = self.tally.usage()

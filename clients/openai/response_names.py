@@ -51,10 +51,11 @@ class ResponseNames(Names):
         if message == 0 and self.instructed:
             return "instructions"
         items = list(self._items(message))
-        told = (
-            f"input[{i}]{name}" for i, place in items if (name := _name(place, rest)) is not None
-        )
-        return next(told, f"input[{items[0][0]}]" if items else "input")
+        told = (f"input[{i}]{name}" for i, at in items if (name := _name(at, rest)) is not None)
+        first, other = next(told, None), next(told, None)
+        if first is None:
+            return f"input[{items[0][0]}]" if items else "input"
+        return first if other is None else f"{first} (or a later one of its turn)"
 
     def _items(self, message: int) -> Iterator[tuple[int, Place]]:
         """Those of a message, each with its number."""

@@ -67,11 +67,11 @@ _TOOL: Mapping[str, Any] = {"description": None, "parameters": None, "strict": F
 
 @dataclass(frozen=True, slots=True)
 class ResponsesBody(ParsedBody):
-    """repeated: the answer's fields that repeat the body, as the end of a JSON object behind other
-    fields; written on the thread that reads the body, since instructions and tools may be large.
-    places: of the items. instructed: there are instructions."""
+    """repeated: the answer's fields that repeat the body, a JSON object; written on the thread that
+    reads the body, since instructions and tools may be large. places: of the items. instructed:
+    there are instructions."""
 
-    repeated: bytes = b"}"
+    repeated: bytes = b"{}"
     places: tuple[Place, ...] = ()
     instructed: bool = False
 
@@ -165,4 +165,4 @@ def _repeated(values: Mapping[str, Any]) -> bytes:
         "reasoning": {"effort": reasoning.get("effort"), "summary": None},
         "tools": [{**_TOOL, **tool} for tool in given.get("tools", ())],
     }
-    return ("," + large_json.dumps(told, separators=(",", ":"))[1:]).encode()
+    return large_json.dumps(told, separators=(",", ":")).encode()

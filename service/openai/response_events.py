@@ -34,7 +34,9 @@ class ResponseEvents:
     def encoded(self, message: pb.GenerateResponse) -> bytes:
         """The next event's."""
         steps = self._answer.steps(message)
-        told = [self._event(*event) for step in steps for event in _told(step)]
+        told: list[bytes | memoryview] = [
+            self._event(*event) for step in steps for event in _told(step)
+        ]
         if message.HasField("started"):
             told += *self._of_response("created"), *self._of_response("in_progress")
         return b"".join(told)
@@ -55,7 +57,7 @@ class ResponseEvents:
         value = {"type": kind, "sequence_number": next(self._numbers), **fields}
         return written(kind, encode(value).encode())
 
-    def _of_response(self, status: str) -> tuple[bytes, ...]:
+    def _of_response(self, status: str) -> tuple[bytes | memoryview, ...]:
         """In pieces: joined once, since what they repeat of the body may be large."""
         kind, number = f"response.{status}", next(self._numbers)
         told = f'event: {kind}\ndata: {{"type":"{kind}","sequence_number":{number},"response":'

@@ -51,8 +51,8 @@ FAULTS = (
     Fault(
         "responses: a fault of an item has a message's number",
         "clients/openai/response_names.py",
-        "        return next(told,",
-        "        return contract or next(told,",
+        "        return first if other",
+        "        return contract if other",
         (ITEMS + "faults_of_the_contract_have_the_names_of_items",),
     ),
     Fault(
@@ -68,6 +68,13 @@ FAULTS = (
         r'r"chat(\.messages)?$"',
         'r"chat$"',
         (ITEMS + "faults_of_the_contract_have_the_names_of_items",),
+    ),
+    Fault(
+        "responses: a fault of a text that several items made is one item's for certain",
+        "clients/openai/response_names.py",
+        'f"{first} (or a later one of its turn)"',
+        "first",
+        (ITEMS + "a_fault_of_a_text_of_several_items_names_the_first_and_says_so",),
     ),
     Fault(
         "responses: to name one item all are looked at",

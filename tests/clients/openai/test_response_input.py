@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from quire.clients.openai import chat, responses
+from quire.clients.openai.errors import error_of
 from quire.clients.openai.response_names import Place, ResponseNames
 from quire.clients.openai.responses import ResponsesBody
 from quire.v1 import inference_pb2 as pb
@@ -169,6 +170,17 @@ def test_faults_of_the_contract_have_the_names_of_items() -> None:
     assert asked(text={"format": schema}).names().body("constraint.json_schema") == (
         "text.format.schema"
     )
+
+
+def test_a_fault_of_a_text_of_several_items_names_the_first_and_says_so() -> None:
+    said = {"role": "assistant", "content": "a"}
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "t"}]}
+    names = asked(input=[user("x"), call(0)[0], said, thought, said, call(1)[0]]).names()
+    told = names.body("chat.messages[1].content")
+    assert told == "input[2].content (or a later one of its turn)"
+    assert error_of(400, "", "", told)["param"] == "input[2].content"
+    assert names.body("chat.messages[1].reasoning_content") == "input[3]"
+    assert names.body("chat.messages[1].tool_calls[1].name") == "input[5].name"
 
 
 class Counted(tuple[Place, ...]):
