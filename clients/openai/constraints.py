@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from quire.clients import large_json
-from quire.clients.openai.fields import Fields
+from quire.clients.openai.fields import SHORT, Fields
 from quire.v1 import inference_pb2 as pb
 
 OTHER_NAMES = tuple(  # of older vLLM, and of SGLang
@@ -63,8 +63,8 @@ def _flat_format(body: Fields, field: str, request: pb.GenerateRequest) -> Named
         return {}
     kind = _kind(given)
     if kind == "json_schema":
-        given.text("name")
-        given.text("description")
+        for name in ("name", "description"):
+            given.text(name, SHORT)
         given.flag("strict")
         if not given.has("schema"):
             given.fault("schema", None, "is missing")

@@ -15,6 +15,7 @@ from quire.clients.openai.faults import MAX_FAULTS, Faults
 from quire.clients.single_precision import MAX_FLOAT32, no_zero
 
 UINT32 = (1 << 32) - 1
+SHORT = 4096  # characters of a text that is kept, and that the prompt's length does not bound
 _AT_ONCE = 1 << 14  # values that are written into a message at once
 _NO_ID, _NO_TEXT = "must be a token id", "must be a string"
 
@@ -60,9 +61,11 @@ class Fields:
         """Whatever it is; None: not given."""
         return self._rest.pop(field, None)
 
-    def text(self, field: str) -> str | None:
-        """A string."""
+    def text(self, field: str, most: int | None = None) -> str | None:
+        """A string. most: its characters."""
         value: str | None = self._typed(field, str, "a string")
+        if value is not None and most is not None and len(value) > most:
+            self.fault(field, value, f"must have at most {most} characters")
         return value
 
     def flag(self, field: str) -> bool | None:

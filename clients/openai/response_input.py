@@ -67,7 +67,8 @@ class _Items:
         return tuple(places)
 
     def _item(self, item: Fields) -> Place:
-        kind = item.text("type") or "message"
+        kind = item.text("type")
+        kind = "message" if kind is None else kind
         read = self._readers.get(kind)
         if read is None:
             known = f"must be one of {', '.join(map(str, self._readers))}"

@@ -8,7 +8,7 @@ from quire.clients import large_json
 from quire.clients.openai import constraints, response_input, sampling, template_kwargs, tools
 from quire.clients.openai.chat import read_parse_output
 from quire.clients.openai.faults import Faults
-from quire.clients.openai.fields import Fields
+from quire.clients.openai.fields import SHORT, Fields
 from quire.clients.openai.parsed_body import ParsedBody, read_stream
 from quire.clients.openai.response_names import Place, ResponseNames
 from quire.v1 import inference_pb2 as pb
@@ -146,7 +146,7 @@ def _logprobs(body: Fields, request: pb.GenerateRequest) -> None:
 def _reasoning(body: Fields, chat: pb.Chat) -> dict[str, str]:
     given, effort = body.nested("reasoning"), None
     if given is not None:
-        effort = given.text("effort")
+        effort = given.text("effort", SHORT)
         given.only("summary", "auto", why=_SUMMARY)
         given.only("generate_summary", "auto", why=_SUMMARY)
         given.end()

@@ -5,7 +5,7 @@ the contract's field at all. What a field means there, it means here; but for `p
 runs the lower first, as vLLM has it.
 """
 
-from quire.clients.openai.fields import Fields, is_id, put_all
+from quire.clients.openai.fields import SHORT, Fields, is_id, put_all
 from quire.v1 import inference_pb2 as pb
 
 PASSED_OVER = (  # accepted, and without effect: docs/openai.md says why
@@ -62,7 +62,7 @@ def read(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
 
 
 def _read_user(body: Fields, request: pb.GenerateRequest) -> dict[str, str]:
-    given = {name: body.text(name) for name in USERS}
+    given = {name: body.text(name, SHORT) for name in USERS}
     for name, user in given.items():
         if user:
             request.user = user

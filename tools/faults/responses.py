@@ -58,8 +58,8 @@ FAULTS = (
     Fault(
         "responses: what repeats a format is of any type",
         "clients/openai/constraints.py",
-        '        given.text("name")\n',
-        '        given.passed_over("name")\n',
+        "            given.text(name, SHORT)\n",
+        "            given.passed_over(name)\n",
         (FIELDS + "what_cannot_be_is_refused_by_its_name",),
     ),
     Fault(
@@ -75,6 +75,13 @@ FAULTS = (
         'f"{first} (or a later one of its turn)"',
         "first",
         (ITEMS + "a_fault_of_a_text_of_several_items_names_the_first_and_says_so",),
+    ),
+    Fault(
+        "responses: what repeats an effort is of any length",
+        "clients/openai/responses.py",
+        'given.text("effort", SHORT)',
+        'given.text("effort")',
+        (FIELDS + "what_cannot_be_is_refused_by_its_name",),
     ),
     Fault(
         "responses: to name one item all are looked at",

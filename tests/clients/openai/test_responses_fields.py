@@ -14,6 +14,7 @@ from quire.v1 import inference_pb2 as pb
 PARAMETERS = {"z": 25.0, "a": 1}
 TOOL = {"type": "function", "name": "add", "description": "Adds.", "parameters": PARAMETERS}
 SCHEMA = {"type": "object"}
+NAMED = {"type": "json_schema", "schema": SCHEMA}
 PART = "input[0].content[0]"
 
 
@@ -227,6 +228,13 @@ def test_a_field_of_another_name_is_the_chats(
         ({"max_tokens": 1}, "max_tokens", "use max_output_tokens"),
         ({"messages": []}, "messages", "use input"),
         ({"wit": 1}, "wit", "not a field"),
+        ({"input": [{"type": "", "role": "user", "content": "x"}]}, "input[0].type", "must be one"),
+        ({"user": "u", "prompt_cache_key": "k" * 4097}, "prompt_cache_key", "at most 4096"),
+        ({"reasoning": {"effort": "k" * 4097}}, "reasoning.effort", "at most 4096"),
+        *(
+            ({"text": {"format": {**NAMED, name: "k" * 4097}}}, f"text.format.{name}", "4096")
+            for name in ("name", "description")
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_name(
