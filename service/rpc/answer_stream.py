@@ -85,9 +85,16 @@ class AnswerPiece:
         return pieces
 
     def parts(self, size: int) -> Iterator["AnswerPiece"]:
-        """Pieces of at most this many tokens each, which together are this one."""
-        for at in range(0, len(self._tokens), size):
-            yield AnswerPiece(self._tokens[at : at + size], self._call_id)
+        """Pieces of at most this many tokens each, which together are this one. Text behind a call
+        begins another: a delta does not say which of the two came first."""
+        begin, called = 0, False
+        for at, token in enumerate(self._tokens):
+            kinds = [event.kind for event in token.events]
+            if at - begin == size or (called and Kind.TEXT in kinds):
+                yield AnswerPiece(self._tokens[begin:at], self._call_id)
+                begin, called = at, False
+            called = called or Kind.CALL in kinds or Kind.ARGUMENTS in kinds
+        yield AnswerPiece(self._tokens[begin:], self._call_id)
 
     def _joined(self, kind: Kind) -> str:
         return "".join(event.text for event in self._events() if event.kind is kind)

@@ -130,7 +130,8 @@ class CallOutput:
 
     def take(self, outputs: Iterable[Output]) -> Iterator[pb.GenerateResponse]:
         """Messages for new outputs: one delta per index, and more only where one would be too
-        large. They are made lazily, so that not all of a large output is built at once."""
+        large, or hold text behind a call. They are made lazily, so that not all of a large output
+        is built at once."""
         for output in outputs:
             self.sampled += len(output.token_ids)
             state = self._indices[output.index]

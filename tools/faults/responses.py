@@ -84,6 +84,16 @@ FAULTS = (
         (FIELDS + "what_cannot_be_is_refused_by_its_name",),
     ),
     Fault(
+        "responses: text behind a call comes before it where both waited",
+        "service/rpc/answer_stream.py",
+        " or (called and Kind.TEXT in kinds)",
+        "",
+        (
+            "tests/service/answers/test_answer_stream.py::"
+            "test_text_behind_a_call_is_told_apart_from_text_before_it",
+        ),
+    ),
+    Fault(
         "responses: to name one item all are looked at",
         "clients/openai/response_names.py",
         "            if self.places[number].message != message:\n                return\n",

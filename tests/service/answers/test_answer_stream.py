@@ -69,3 +69,18 @@ def test_no_id_leaves_while_its_text_may_yet_be_markup(syntax: Syntax) -> None:
             if (piece := stream.take()) is not None:
                 parser.feed(b"".join(TOKENIZER.text_pieces[i] for i in piece.ids).decode())
                 assert parser.certain, (answer.raw, piece.ids)
+
+
+def test_text_behind_a_call_is_told_apart_from_text_before_it() -> None:
+    """However many tokens waited: else it would depend on time what an answer's order is."""
+    call = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+    ids = ids_of(f"So:\n{call}\nand {call}{call} fine")
+    stream = opened(Reading(Syntax.HERMES))
+    for token_id in ids:
+        stream.push(token_id)
+    pieces = [piece for piece in (stream.take(), stream.end()) if piece is not None]
+    parts = [part for piece in pieces for part in piece.parts(1000)]
+    assert [(part.text.strip(), len(part.calls)) for part in parts] == [
+        *(("So:", 1), ("and", 2), ("fine", 0)),
+    ]
+    assert [token_id for part in parts for token_id in part.ids] == ids
