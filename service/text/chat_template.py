@@ -183,6 +183,10 @@ class ChatTemplate:
         where it strips it, the content's own are stripped too.
         """
         *before, last = chat.messages
+        if last.get("tool_calls"):  # they stand behind the content, and would be cut off
+            raise TemplateRefusal(
+                "chat.continue_final_message", "the last message calls tools: nothing goes on there"
+            )
         mark = _END_MARK + secrets.token_hex(16)  # which no client can have written
         marked = {**last, "content": last["content"] + mark + " "}
         text = self._render(chat, (*before, marked), compiled, limits)

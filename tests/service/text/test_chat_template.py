@@ -116,6 +116,14 @@ LOST: list[tuple[str, dict[str, Any]]] = [
         {"messages": (user(),), "chat_template_kwargs": {"eos_token": "x"}},
     ),
     ("chat", {"messages": (user(), {"role": "assistant", "content": None})}),
+    (
+        "chat.continue_final_message",
+        {
+            "messages": (user(), {"role": "assistant", "content": "So", "tool_calls": CALL}),
+            "add_generation_prompt": False,
+            "continue_final_message": True,
+        },
+    ),
 ]
 
 
