@@ -16,6 +16,7 @@ from quire.service.errors import OtherContext
 from quire.service.security.auth import HEADER
 
 MESSAGES = "/v1/messages"  # Anthropic's path, and the beginning of its others
+_THEIR_HEADER = "x-api-key"
 _CN = "commonName"
 Certificate = Mapping[str, tuple[bytes, ...]]
 Header = tuple[str, str]
@@ -26,12 +27,18 @@ def with_key(path: str, headers: Sequence[Header]) -> tuple[Header, ...]:
     header of its own. Two that differ stay two, which is refused."""
     if not f"{path}/".startswith(MESSAGES + "/"):
         return tuple(headers)
-    told = {f"Bearer {value}": None for name, value in headers if name == "x-api-key" and value}
-    for name, value in headers:
-        if name == HEADER:
-            told[value] = None
-    others = [header for header in headers if header[0] not in ("x-api-key", HEADER)]
+    given = [header for header in headers if header[0] in (_THEIR_HEADER, HEADER) and header[1]]
+    told = dict.fromkeys(_bearer(*header) for header in given)
+    others = [header for header in headers if header[0] not in (_THEIR_HEADER, HEADER)]
     return (*others, *((HEADER, value) for value in told))
+
+
+def _bearer(name: str, value: str) -> str:
+    """A key as it stands in the other header, in one form."""
+    if name == _THEIR_HEADER:
+        return f"Bearer {value}"
+    scheme, _, key = value.partition(" ")
+    return f"Bearer {key.strip()}" if scheme.lower() == "bearer" else value
 
 
 class HttpContext(OtherContext):
