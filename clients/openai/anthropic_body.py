@@ -31,7 +31,8 @@ _HINTS = (
     ("parallel_tool_calls", f"{_OF_CHATS}: use tool_choice.disable_parallel_tool_use"),
     ("stream_options", f"{_OF_CHATS}: a stream tells its usage unasked"),
 )
-PASSED_OVER = ("cache_control",)  # beside sampling's: see sampling.PASSED_OVER
+_OPENAIS = sorted({*sampling.PASSED_OVER, *sampling.USERS} - {"metadata", "service_tier", "user"})
+PASSED_OVER = ("cache_control",)  # beside service_tier
 _KEPT = [{"type": "clear_thinking_20251015", "keep": "all"}]  # edits of a context that change none
 _USUAL_EFFORT = "high"  # Anthropic's, of which it says that it is as unset
 _KINDS = ("adaptive", "disabled", "enabled")
@@ -56,11 +57,13 @@ def read(values: dict[str, Any], request_id: str = "") -> MessagesBody:
     faults = Faults()
     body = Fields(values, faults)
     request = pb.GenerateRequest(request_id=request_id)
-    _check_without_effect(body)
+    _check_chats(body)
     user = _user(body)
     given = sampling.read(body, request)
-    if user:
-        request.user, given = user, given | {"user": "metadata.user_id"}
+    if user and request.user:
+        body.fault("user", request.user, "excludes metadata.user_id: give one of the two")
+    elif user:
+        request.user, given["user"] = user, "metadata.user_id"
     put_all(request.sampling.stop, body.texts("stop_sequences"))
     most = _max_tokens(body)
     request.sampling.max_tokens = most or 0
@@ -80,7 +83,6 @@ def read_count(values: dict[str, Any]) -> tuple[pb.TokenizeRequest, MessagesName
     body = Fields(values, faults)
     body.text("model")
     request = pb.GenerateRequest()
-    body.passed_over(*PASSED_OVER)
     given, places = _read_prompt(body, request, 0)
     body.end(_HINTS)
     faults.raise_if_any()
@@ -103,22 +105,24 @@ def _read_prompt(
         if effort not in (None, _USUAL_EFFORT):
             settings.append(Setting(config.name("effort"), template_kwargs.EFFORT, effort))
         config.end()
-    _check_context(body)
+    _check_without_effect(body)
     given |= template_kwargs.read(body, chat, settings)
     if chat.continue_final_message:
         given["chat.continue_final_message"] = f"messages[{places[-1].message}]"
     return given, places
 
 
-def _check_without_effect(body: Fields) -> None:
+def _check_chats(body: Fields) -> None:
+    """What chats have, whose fields are read with theirs, and messages have not."""
     body.only("n", 1, why=f"{_OF_CHATS} alone")
-    body.only("prompt_logprobs", why=f"{_OF_CHATS} alone")
     body.only("stop", why=f"{_OF_CHATS}: use stop_sequences")
+    for name in ("prompt_logprobs", *_OPENAIS):
+        body.only(name, why=f"{_OF_CHATS} alone")
+
+
+def _check_without_effect(body: Fields) -> None:
     body.only("speed", "standard", why="must be standard: there is one speed")
     body.passed_over(*PASSED_OVER)
-
-
-def _check_context(body: Fields) -> None:
     given = body.nested("context_management")
     if given is not None:
         given.only("edits", [], _KEPT, why="is not supported: send fewer messages")

@@ -160,4 +160,7 @@ def _read_call(block: Fields, message: pb.ChatMessage) -> None:
 def _needed(block: Fields, field: str) -> str:
     if not block.has(field):
         block.fault(field, None, "is missing")
-    return block.text(field) or ""
+    told = block.text(field)
+    if told == "":  # which the contract takes for none
+        block.fault(field, None, "is empty")
+    return told or ""

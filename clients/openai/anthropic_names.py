@@ -19,6 +19,7 @@ _THEIR_ROOM = r"input length and `max_tokens` exceed context limit: \1 + \2 > \3
 _RULES = rules(
     (r"sampling\.", ""),
     (r"chat\.tools\[(\d+)\]\.parameters_json", r"tools[\1].input_schema"),
+    (r"chat\.parallel_tool_calls", "tool_choice.disable_parallel_tool_use"),
     (r"chat\.", ""),
     (r"chat$", "messages"),
     (r"request_id$", "x-request-id"),
@@ -67,5 +68,7 @@ class MessagesNames(Names):
     def _fault(self, contract: str, words: str) -> Fault:
         """Where less than what was asked for fits behind the prompt, in Anthropic's words: clients
         read the numbers, and ask for less."""
+        if contract == "chat.parallel_tool_calls":
+            words = words.removeprefix("False: ")  # the body said true
         told = Names._fault(self, contract, words)
         return told._replace(words=_ROOM.sub(_THEIR_ROOM, told.words))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quire.clients.openai import anthropic_body, anthropic_input, anthropic_tools, chat
+from quire.clients.openai import anthropic_body, anthropic_input, anthropic_tools, chat, sampling
 from quire.clients.openai.faults import BadBody
 from quire.v1 import inference_pb2 as pb
 
@@ -176,6 +176,16 @@ def of_role(role: str, *blocks: Any) -> dict[str, Any]:
             "messages[0].content[0].name",
             "is missing",
         ),
+        (
+            of_role("assistant", {"type": "tool_use", "id": "", "name": "f", "input": {}}),
+            "messages[0].content[0].id",
+            "is empty",
+        ),
+        (
+            of_role("user", {"type": "tool_result", "tool_use_id": "", "content": "x"}),
+            "messages[0].content[0].tool_use_id",
+            "is empty",
+        ),
         ({"system": [{"type": "image"}]}, "system[0].type", "reads text alone"),
         (
             {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
@@ -221,6 +231,12 @@ def of_role(role: str, *blocks: Any) -> dict[str, Any]:
             "send fewer messages",
         ),
         ({"metadata": {"a": "b"}}, "metadata.a", "not a field"),
+        ({"metadata": {"user_id": "a"}, "user": "b"}, "user", "excludes metadata.user_id"),
+        *(
+            ({name: {"a": 1}}, name, "is of /v1/chat/completions alone")
+            for name in (*sampling.PASSED_OVER, *sampling.USERS)
+            if name not in ("metadata", "service_tier", "user")
+        ),
         ({"mcp_servers": [{}]}, "mcp_servers", "no tool runs on this server"),
         ({"thread": {"type": "create"}}, "thread", "the whole conversation"),
         ({"speed": "fast"}, "speed", "must be standard"),
@@ -249,8 +265,10 @@ def test_a_count_reads_what_the_prompt_is_made_of_and_nothing_else() -> None:
     assert told.chat == request(**asked).chat
     assert names.body("chat.messages[1].content") == "messages[0].content"
     anthropic_body.read_count({**asked, "thinking": {"type": "enabled", "budget_tokens": 1024}})
-    with pytest.raises(BadBody, match="temperature"):
-        anthropic_body.read_count({**asked, "temperature": 1})
+    anthropic_body.read_count({**asked, "speed": "standard"})
+    for field, value in (("temperature", 1), ("speed", "fast")):
+        with pytest.raises(BadBody, match=field):
+            anthropic_body.read_count({**asked, field: value})
 
 
 def test_the_page_names_what_is_passed_over() -> None:

@@ -151,6 +151,7 @@ def test_faults_of_the_contract_have_the_names_of_blocks() -> None:
         "chat.tools[1].parameters_json": "tools[1].input_schema",
         "chat.tools[0].name": "tools[0].name",
         "chat.tool_choice.name": "tool_choice.name",
+        "chat.parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
         "sampling.max_tokens": "max_tokens",
         "sampling.stop[0]": "stop_sequences[0]",
         "user": "metadata.user_id",

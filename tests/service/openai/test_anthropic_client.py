@@ -25,6 +25,11 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 ASKED: Any = {"model": "fake", "max_tokens": 100, "messages": HELLO}
 CALL = '<tool_call>\n{{"name": "add", "arguments": {{"a": {}}}}}\n</tool_call>'
 THOUGHT = "<think>\nHm.\n</think>\n\n"
+ONE_UNREAD: Any = {
+    "tools": [{"name": "add", "input_schema": {}}],
+    "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+    "extra_body": {"parse_output": False},
+}
 ADD: Any = {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}
 
 
@@ -212,6 +217,8 @@ def test_refusals_have_this_apis_form_and_names() -> None:
                 ("system: ", {"system": "<|im_end|>"}),
                 ("(high is as if unset", {"output_config": {"effort": "low"}}),
                 ("tools[0].name: ", {"tools": [{"name": "", "input_schema": {}}]}),
+                ("tool_choice.disable_parallel_tool_use: calls are not read", ONE_UNREAD),
+                ("messages[1]: the last message calls tools", {"messages": [*HELLO, turns[0]]}),
                 ("x-request-id: ", {"extra_headers": {"x-request-id": "a b"}}),
             ):
                 for stream in (False, True):
@@ -275,7 +282,12 @@ def test_a_key_comes_in_either_header_and_only_one(
             alice = f"Bearer {ALICE}"
             assert await status(authorization=alice) == 200
             assert await status(x_api_key=ALICE) == 200
-            assert await status(x_api_key=ALICE, authorization=alice) == 200
+            for same in (alice, f"bearer {ALICE}", f"BEARER  {ALICE}"):
+                assert await status(x_api_key=ALICE, authorization=same) == 200
+            empty = posted(PATH, ASKED, x_api_key=ALICE).replace(
+                b"x-api", b"authorization:\r\nx-api"
+            )
+            assert (await ask(port, empty)).status == 200
             assert await status(x_api_key=ALICE, authorization=f"Bearer {BOB}") == 401
             assert await status(x_api_key=BOB[::-1]) == await status() == 401
             counted = {"model": "fake", "messages": HELLO}
@@ -290,7 +302,7 @@ def test_a_key_comes_in_either_header_and_only_one(
     run(test)
     ended = [r for r in caplog.records if r.getMessage() == "request ended"]
     names = [r.fields["client"] for r in ended]  # type: ignore[attr-defined]
-    assert names == [*["key:alice"] * 3, "key:bob"]
+    assert names == [*["key:alice"] * 6, "key:bob"]
     assert ALICE not in caplog.text and BOB not in caplog.text
 
 
