@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from quire.clients.openai.response_items import Items, Step
-from quire.clients.openai.shapes import Tally
+from quire.clients.openai.shapes import FINISH, Tally
 from quire.v1 import inference_pb2 as pb
 
 
@@ -23,14 +23,15 @@ class ItemAnswer:
             pass
 
     def steps(self, message: pb.GenerateResponse) -> Iterator[Step]:
-        """The next event: what it does to the items, done as it is asked for."""
+        """The next event: what it does to the items, done as it is asked for. Where a status is the
+        end, its last item was cut off: nothing more is told of that."""
         event = message.WhichOneof("event")
         if event == "started":
             self.items.name = message.started.request_id
             self.tally.started(message.started)
         elif event == "delta":
             yield from self.items.take(message.delta)
-        elif event == "finished":
+        elif event == "finished" and message.finished.reason in FINISH:
             self.tally.finished(message.finished)
             self.finished = message.finished
             yield from self.items.end(self.ending)

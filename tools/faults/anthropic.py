@@ -98,6 +98,13 @@ FAULTS = (
         (EVENTS + "a_stream_that_fails_ends_with_an_error",),
     ),
     Fault(
+        "anthropic: what a fault cut off is told to be whole",
+        "clients/openai/item_answer.py",
+        '        elif event == "finished" and message.finished.reason in FINISH:\n',
+        '        elif event == "finished":\n',
+        (EVENTS + "a_stream_that_fails_ends_with_an_error",),
+    ),
+    Fault(
         "anthropic: the client's own loop ends where nothing is stored",
         "clients/openai/anthropic_errors.py",
         '    if param == "thread":\n',

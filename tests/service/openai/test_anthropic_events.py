@@ -22,6 +22,7 @@ from quire.service.openai.anthropic_events import MessageEvents
 from quire.v1 import inference_pb2 as pb
 
 BODY = anthropic_body.read({"max_tokens": 5, "messages": [{"role": "user", "content": "x"}]})
+CUT = calls(pb.ToolCallDelta(id="c", name="f", arguments_json='{"a": 1'))
 Event = dict[str, Any]
 
 
@@ -132,11 +133,15 @@ def test_arguments_that_broke_off_are_no_input() -> None:
         assert block == {"type": "tool_use", "id": "c", "name": "f", "input": {}}
 
 
-def test_a_stream_that_fails_ends_with_an_error() -> None:
+@pytest.mark.parametrize("delta", [None, pb.Delta(reasoning="Hm"), pb.Delta(text="So"), CUT])
+def test_a_stream_that_fails_ends_with_an_error(delta: pb.Delta | None) -> None:
+    """What was cut off is not told to be whole: clients call a function once its block ends."""
     stream = MessageEvents("m", BODY)
-    told = messages([pb.Delta(text="So")])[:-1]
+    told = messages([delta] if delta else [], pb.FINISH_REASON_ERROR)
     error = {"type": "api_error", "message": "no"}
     events = parsed(b"".join(map(stream.encoded, told)) + stream.failed(error))
+    begun = ["content_block_start", "content_block_delta"] if delta else []
+    assert [event["type"] for event in events] == ["message_start", *begun, "error"]
     assert events[-1] == {"type": "error", "error": error, "request_id": "r"}
 
 

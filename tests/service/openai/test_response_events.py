@@ -239,7 +239,7 @@ def test_a_stream_holds_few_log_probabilities_of_what_waits() -> None:
 
 def test_a_stream_that_fails_says_so_in_the_form_of_either_client() -> None:
     stream = ResponseEvents("m", body())
-    told = messages([pb.Delta(text="So")])[:-1]
+    told = messages([pb.Delta(text="So")], pb.FINISH_REASON_ERROR)
     error = {"message": "no", "type": "server_error", "param": None, "code": "internal"}
     events = parsed(b"".join(map(stream.encoded, told)) + stream.failed(error))
     *_, fault, last = events
