@@ -51,12 +51,14 @@ class Stream(Protocol):
 
 class Api(NamedTuple):
     """read: of a body's object and a name for its call; raises BadBody. whole, stream: of the
-    model's name and what was read. error: the shape of its refusals."""
+    model's name and what was read. error: the shape of its refusals. id_headers: in which a call's
+    name is told."""
 
     read: Callable[[dict[str, Any], str], ParsedBody]
     whole: Callable[[str, Any], Whole]
     stream: Callable[[str, Any], Stream]
     error: Shape = errors.told
+    id_headers: tuple[bytes, ...] = (b"x-request-id",)
 
 
 def _chunks(model: str, parsed: ParsedBody, *, chat: bool) -> Chunks:
@@ -66,4 +68,10 @@ def _chunks(model: str, parsed: ParsedBody, *, chat: bool) -> Chunks:
 CHAT = Api(chat.read, partial(Answer, chat=True), partial(_chunks, chat=True))
 COMPLETIONS = Api(completions.read, partial(Answer, chat=False), partial(_chunks, chat=False))
 RESPONSES = Api(responses.read, ResponseAnswer, ResponseEvents)
-MESSAGES = Api(anthropic_body.read, MessageAnswer, MessageEvents, error=anthropic_errors.told)
+MESSAGES = Api(
+    anthropic_body.read,
+    MessageAnswer,
+    MessageEvents,
+    error=anthropic_errors.told,
+    id_headers=(b"x-request-id", b"request-id"),
+)

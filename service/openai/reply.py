@@ -121,7 +121,7 @@ class Reply:
 
     def _named(self) -> Headers:
         name = self._calls.name
-        return [(b"x-request-id", name.encode())] if name else []
+        return [(header, name.encode()) for header in self._api.id_headers] if name else []
 
 
 async def _never(_message: pb.GenerateResponse) -> None:

@@ -119,6 +119,13 @@ FAULTS = (
         (CLIENT + "refusals_have_this_apis_form_and_names",),
     ),
     Fault(
+        "anthropic: their clients cannot name a call",
+        "service/openai/api.py",
+        '    id_headers=(b"x-request-id", b"request-id"),\n',
+        "",
+        (CLIENT + "a_message_is_answered_whole_and_streamed_and_counted",),
+    ),
+    Fault(
         "anthropic: refusals have the form of another API",
         "service/openai/problems.py",
         "    return anthropic_errors.told if",

@@ -51,12 +51,14 @@ def test_a_message_is_answered_whole_and_streamed_and_counted() -> None:
         async with serving(http=True) as running, client(running) as api:
             told = await api.messages.create(**ASKED, extra_headers={"x-request-id": "mine"})
             assert (told.id, told.model, told.role) == ("msg_mine", "fake", "assistant")
+            assert told._request_id == "mine"
             assert (told.content[0].to_dict(), told.stop_reason) == (
                 *({"type": "text", "text": SAID}, "end_turn"),
             )
             async with api.messages.stream(**ASKED) as stream:
                 assert "".join([text async for text in stream.text_stream]) == SAID
                 final = await stream.get_final_message()
+            assert final.id == f"msg_{stream.request_id}"
             assert final.usage.output_tokens == told.usage.output_tokens
             assert final.usage.cache_read_input_tokens and not told.usage.cache_read_input_tokens
             count = await api.messages.count_tokens(model="fake", messages=HELLO)
@@ -331,8 +333,9 @@ def test_a_failed_step_is_a_status_before_the_answer_and_an_event_within_it() ->
     async def test() -> None:
         async with serving(device, http=True) as running, client(running) as api:
             device.fail = ValueError("a fault")
-            with pytest.raises(anthropic.InternalServerError, match="its log knows it"):
+            with pytest.raises(anthropic.InternalServerError, match="its log knows it") as refused:
                 await api.messages.create(**ASKED)
+            assert refused.value.request_id
             device.fail_after(20)
             stream = await api.messages.create(
                 **ASKED, stream=True, extra_body={"ignore_eos": True}
