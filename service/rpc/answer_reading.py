@@ -87,9 +87,10 @@ def check_tools(request: pb.GenerateRequest, family: Family | None) -> None:
 
 def _check_parallel(request: pb.GenerateRequest, family: Family | None, faults: Faults) -> None:
     where, asked = "chat.parallel_tool_calls", request.chat.parallel_tool_calls
+    counted = family is not None and family.syntax is not None and _parses(request, family)
     if not request.chat.tools:
         faults.add(where, asked, "there are no tools")
-    elif not asked and (family is None or family.syntax is None or not _parses(request, family)):
+    elif not asked and shows_tools(request.chat) and not counted:
         faults.add(where, asked, "calls are not read out of this answer, so they are not counted")
 
 

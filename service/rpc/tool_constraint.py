@@ -20,7 +20,9 @@ def constraint_of(
     if not needs_constraint(chat):
         return None
     if family is None or family.syntax is None:
-        raise invalid_field("chat.tool_choice", "how this model writes calls is not known")
+        strict = next((i for i, tool in enumerate(chat.tools) if tool.strict), 0)
+        asked = "chat.tool_choice" if must_call(chat) else f"chat.tools[{strict}].strict"
+        raise invalid_field(asked, "how this model writes calls is not known")
     name = chat.tool_choice.name
     chosen = [i for i, tool in enumerate(chat.tools) if not name or tool.name == name]
     tools = [_callable(i, chat.tools[i]) for i in chosen]

@@ -8,6 +8,20 @@ GRAMMAR = "tests/service/answers/test_tool_grammar.py::test_"
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
+        "answers: calls that are shown to nobody have to be counted",
+        "service/rpc/answer_reading.py",
+        "    elif not asked and shows_tools(request.chat) and not counted:\n",
+        "    elif not asked and not counted:\n",
+        (SERVED + "where_calls_are_not_read_what_asks_for_them_is_refused_by_its_own_name",),
+    ),
+    Fault(
+        "answers: a strict tool that cannot be honoured is told as a choice",
+        "service/rpc/tool_constraint.py",
+        'if must_call(chat) else f"chat.tools[{strict}].strict"',
+        'if chat.tools else f"chat.tools[{strict}].strict"',
+        (SERVED + "where_calls_are_not_read_what_asks_for_them_is_refused_by_its_own_name",),
+    ),
+    Fault(
         "answers-held-text-is-copied-with-each-character",
         "service/answers/steps.py",
         "        self._held.append(text)\n",

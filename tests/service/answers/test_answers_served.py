@@ -8,7 +8,7 @@ import pytest
 from support.answer_reference import Whole
 from support.harness import Answer, generate, run
 from support.scripted import TOKENIZER, ScriptedDevice, ids_of, serving_template
-from support.tool_templates import HERMES, PLAIN, XML
+from support.tool_templates import HERMES, OTHER, PLAIN, XML
 
 from quire.v1 import inference_pb2 as pb
 
@@ -307,6 +307,25 @@ def test_parsing_where_the_family_is_not_known_is_refused(tmp_path: Path) -> Non
             answer = await generate(running, ask(chat(False), parse_output=True))
             assert list(answer.violations) == ["parse_output"]
             assert said(await generate(running, ask(chat(False)))) == Whole(text=CALL)
+
+    run(test)
+
+
+def test_where_calls_are_not_read_what_asks_for_them_is_refused_by_its_own_name(
+    tmp_path: Path,
+) -> None:
+    none = pb.ToolChoice(mode=pb.TOOL_CHOICE_MODE_NONE)
+
+    async def test() -> None:
+        async with serving_template(OTHER, tmp_path, ScriptedDevice("x")) as running:
+            for asked, field in (
+                (chat(tool_choice=REQUIRED), "chat.tool_choice"),
+                (strict(), "chat.tools[0].strict"),
+                (chat(parallel_tool_calls=False), "chat.parallel_tool_calls"),
+            ):
+                assert list((await generate(running, ask(asked))).violations) == [field]
+            uncalled = chat(tool_choice=none, parallel_tool_calls=False)
+            assert said(await generate(running, ask(uncalled))) == Whole(text="x")
 
     run(test)
 
