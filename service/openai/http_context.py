@@ -22,10 +22,15 @@ Certificate = Mapping[str, tuple[bytes, ...]]
 Header = tuple[str, str]
 
 
+def is_messages(path: str) -> bool:
+    """Whether a path is Anthropic's."""
+    return f"{path}/".startswith(MESSAGES + "/")
+
+
 def with_key(path: str, headers: Sequence[Header]) -> tuple[Header, ...]:
     """The headers, with the key where keys are looked for: some of Anthropic's clients send it in a
     header of its own. Two that differ stay two, which is refused."""
-    if not f"{path}/".startswith(MESSAGES + "/"):
+    if not is_messages(path):
         return tuple(headers)
     given = [header for header in headers if header[0] in (_THEIR_HEADER, HEADER) and header[1]]
     told = dict.fromkeys(_bearer(*header) for header in given)

@@ -16,7 +16,7 @@ from quire.clients.openai import anthropic_errors, errors
 from quire.clients.openai.faults import BadBody, joined
 from quire.clients.openai.field_names import Names
 from quire.service.errors import Refusal, Violation, clip, forget_frames, invalid, show
-from quire.service.openai.http_context import MESSAGES
+from quire.service.openai.http_context import is_messages
 
 _Code = grpc.StatusCode
 Shape = Callable[[int, str, str, str | None], dict[str, Any]]  # status, message, reason, field
@@ -39,7 +39,7 @@ class Problem:
 
 def shape_at(path: str) -> Shape:
     """The one of a path's errors."""
-    return anthropic_errors.told if f"{path}/".startswith(MESSAGES + "/") else errors.told
+    return anthropic_errors.told if is_messages(path) else errors.told
 
 
 def problem(refusal: Refusal, shape: Shape = errors.told) -> Problem:

@@ -170,7 +170,7 @@ FAULTS = (
     Fault(
         "anthropic: a key in their header opens every path",
         _HEADERS,
-        '    if not f"{path}/".startswith(MESSAGES + "/"):\n',
+        "    if not is_messages(path):\n",
         '    if not path.startswith("/"):\n',
         (CLIENT + "a_key_comes_in_either_header_and_only_one",),
     ),
