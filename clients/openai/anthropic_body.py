@@ -139,8 +139,7 @@ def _user(body: Fields) -> str | None:
 
 
 def _max_tokens(body: Fields) -> int | None:
-    if not body.has("max_tokens"):
-        body.fault("max_tokens", None, "is missing")
+    body.require("max_tokens")
     return body.whole("max_tokens")
 
 

@@ -28,8 +28,7 @@ def read(body: Fields, chat: pb.Chat) -> tuple[Place, ...]:
     system = text_parts.read(body, "system", ("text",), TEXTS_PASSED_OVER)
     if system:
         reader.add(Place(None), "system", system)
-    if not body.has("messages"):
-        body.fault("messages", None, "is missing")
+    body.require("messages")
     given = body.value("messages")
     if given == []:
         body.fault("messages", None, "is empty: at least one message is needed")
@@ -58,8 +57,7 @@ class _Messages:
         role = item.text("role") or ""
         if role not in _ROLES:
             item.fault("role", role, f"must be one of {', '.join(_ROLES)}")
-        if not item.has("content"):
-            item.fault("content", None, "is missing")
+        item.require("content")
         content: Any = item.value("content")
         if content is None or isinstance(content, str):
             self.add(Place(i), role, content or "")
@@ -139,9 +137,7 @@ def _each(
 
 
 def _thought(block: Fields) -> str:
-    if not block.has("thinking"):
-        block.fault("thinking", None, "is missing")
-    thought = block.text("thinking") or ""
+    thought = block.required_text("thinking")
     block.passed_over("signature")  # nothing is signed here
     block.end()
     return thought
@@ -149,8 +145,7 @@ def _thought(block: Fields) -> str:
 
 def _read_call(block: Fields, message: pb.ChatMessage) -> None:
     call = message.tool_calls.add(id=_needed(block, "id"), name=_needed(block, "name"))
-    if not block.has("input"):
-        block.fault("input", None, "is missing")
+    block.require("input")
     call.arguments_json = block.json_text("input")
     block.only("caller", {"type": "direct"}, why="must be direct: no tool runs on this server")
     block.passed_over("cache_control")
@@ -158,8 +153,7 @@ def _read_call(block: Fields, message: pb.ChatMessage) -> None:
 
 
 def _needed(block: Fields, field: str) -> str:
-    if not block.has(field):
-        block.fault(field, None, "is missing")
+    block.require(field)
     told = block.text(field)
     if told == "":  # which the contract takes for none
         block.fault(field, None, "is empty")

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from quire.clients.openai.faults import Fault
-from quire.clients.openai.field_names import Names, Rules, rules
+from quire.clients.openai.field_names import Names, PlacedNames, Rules, call_of, rules
 
-_MESSAGE = re.compile(r"chat\.messages\[(\d+)\](.*)")
-_CALL = re.compile(r"\.tool_calls(?:\[(\d+)\](.*))?")
 _OF_CALLS = {".name": ".name", ".arguments_json": ".input", ".id": ".id"}
 _OF_ANSWERS = {".content": ".content", ".tool_call_id": ".tool_use_id"}
 _ROOM = re.compile(
@@ -44,26 +42,23 @@ class Place(NamedTuple):
             return f"{at}.content[{self.block}]{_OF_ANSWERS.get(rest, '')}"
         if rest == ".reasoning_content":
             return f"{at}.content[{self.thought}].thinking"
-        called = _CALL.fullmatch(rest)
+        called = call_of(rest)
         if called is not None and self.calls:
-            call = self.calls[int(called[1] or 0)]
-            return f"{at}.content[{call}]{_OF_CALLS.get(called[2] or '', '')}"
+            call, field = called
+            return f"{at}.content[{self.calls[call]}]{_OF_CALLS.get(field, '')}"
         return at + rest
 
 
 @dataclass(frozen=True, slots=True)
-class MessagesNames(Names):
+class MessagesNames(PlacedNames):
     """places: of the chat's messages."""
 
     rules: Rules = _RULES
     places: tuple[Place, ...] = ()
 
-    def body(self, contract: str) -> str:
-        """A field's name."""
-        found = _MESSAGE.fullmatch(contract)
-        if found is None:
-            return Names.body(self, contract)
-        return self.places[int(found[1])].name(found[2])
+    def of_message(self, number: int, rest: str) -> str:
+        """The name of a message's field."""
+        return self.places[number].name(rest)
 
     def _fault(self, contract: str, words: str) -> Fault:
         """Where less than what was asked for fits behind the prompt, in Anthropic's words: clients

@@ -27,8 +27,7 @@ def _read_tool(tool: Fields, chat: pb.Chat) -> None:
     if kind not in (None, "custom"):
         tool.fault("type", kind, _HOSTED)
         return
-    if not tool.has("input_schema"):
-        tool.fault("input_schema", None, "is missing")
+    tool.require("input_schema")
     tool.passed_over(*PASSED_OVER)
     tool.only("allowed_callers", ["direct"], [])
     tool.only("defer_loading", False, why="must be false: nothing would load it")

@@ -57,8 +57,7 @@ def read_parse_output(body: Fields, request: pb.GenerateRequest) -> None:
 
 def read_conversation(body: Fields, chat: pb.Chat) -> dict[str, str]:
     """The fields that a prompt is made of. Returns the contract's fields under the names given."""
-    if not body.has("messages"):
-        body.fault("messages", None, "is missing")
+    body.require("messages")
     for i, value in enumerate(_messages(body)):
         item = body.item(f"messages[{i}]", value)
         if item is not None:

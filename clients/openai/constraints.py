@@ -66,8 +66,7 @@ def _flat_format(body: Fields, field: str, request: pb.GenerateRequest) -> Named
         for name in ("name", "description"):
             given.text(name, SHORT)
         given.flag("strict")
-        if not given.has("schema"):
-            given.fault("schema", None, "is missing")
+        given.require("schema")
         request.constraint.json_schema = given.json_text("schema")
     elif kind == "json_object":
         request.constraint.json_object = True

@@ -33,6 +33,8 @@ _CHAT = rules(
     (r"request_id$", "x-request-id"),
     (r"(text|token_ids)(\.ids)?(?=$|\[)", "prompt"),
 )
+_MESSAGE = re.compile(r"chat\.messages\[(\d+)\](.*)")
+_CALL = re.compile(r"\.tool_calls(?:\[(\d+)\](.*))?")
 _MAX_TOLD = 16
 _IN_WORDS = (  # what the contract's words name, and a body has otherwise or not at all
     ("sampling.", ""),
@@ -86,3 +88,25 @@ class Names:
             words += _PRIORITY
         told = self.body(contract)
         return Fault(told, words + _HINTS.get(told, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedNames(Names):
+    """Of a body that has something else where the contract has messages."""
+
+    def body(self, contract: str) -> str:
+        """A field's name."""
+        found = _MESSAGE.fullmatch(contract)
+        if found is None:
+            return Names.body(self, contract)
+        return self.of_message(int(found[1]), found[2])
+
+    def of_message(self, number: int, rest: str) -> str:
+        """The name of a message's field. rest: the contract's, behind the message's."""
+        raise NotImplementedError
+
+
+def call_of(rest: str) -> tuple[int, str] | None:
+    """Of a field of a message's calls: the call's number, and what follows it."""
+    found = _CALL.fullmatch(rest)
+    return None if found is None else (int(found[1] or 0), found[2] or "")

@@ -57,6 +57,16 @@ class Fields:
         """Something is wrong with it."""
         self._faults.add(self.name(field), value, limit)
 
+    def require(self, field: str) -> None:
+        """It is a fault that it was not given."""
+        if not self.has(field):
+            self.fault(field, None, "is missing")
+
+    def required_text(self, field: str) -> str:
+        """A string that has to be there; empty where it is at fault."""
+        self.require(field)
+        return self.text(field) or ""
+
     def value(self, field: str) -> Any:
         """Whatever it is; None: not given."""
         return self._rest.pop(field, None)

@@ -83,8 +83,7 @@ class _Items:
         role = item.text("role") or ""
         if role not in _ROLES:
             item.fault("role", role, f"must be one of {', '.join(_ROLES)}")
-        if not item.has("content"):
-            item.fault("content", None, "is missing")
+        item.require("content")
         content = text_parts.read(item, "content", ("input_text", "output_text"), PARTS_PASSED_OVER)
         if role == "assistant":
             self._turn()
@@ -109,15 +108,14 @@ class _Items:
     def _function_call(self, item: Fields) -> Place:
         message = self._turn(calls=True)
         call = message.tool_calls.add()
-        call.id = _needed(item, "call_id")
-        call.name = _needed(item, "name")
-        call.arguments_json = _needed(item, "arguments")
+        call.id = item.required_text("call_id")
+        call.name = item.required_text("name")
+        call.arguments_json = item.required_text("arguments")
         return self._place("function_call")._replace(call=len(message.tool_calls) - 1)
 
     def _function_call_output(self, item: Fields) -> Place:
-        if not item.has("output"):
-            item.fault("output", None, "is missing")
-        call_id = _needed(item, "call_id")
+        item.require("output")
+        call_id = item.required_text("call_id")
         output = text_parts.read(item, "output", ("input_text",))
         self._messages.add(role="tool", tool_call_id=call_id, content=output)
         return self._place("function_call_output")
@@ -134,9 +132,3 @@ class _Items:
     def _place(self, kind: str) -> Place:
         """Of an item that is, or is in, the last message."""
         return Place(len(self._messages) - 1, kind)
-
-
-def _needed(item: Fields, field: str) -> str:
-    if not item.has(field):
-        item.fault(field, None, "is missing")
-    return item.text(field) or ""

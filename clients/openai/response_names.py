@@ -1,15 +1,12 @@
 """The names of a Responses body's fields: its items, where the contract has messages."""
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from quire.clients.openai.field_names import Names, Rules, rules
+from quire.clients.openai.field_names import PlacedNames, Rules, call_of, rules
 
-_MESSAGE = re.compile(r"chat\.messages\[(\d+)\](.*)")
-_CALL = re.compile(r"\.tool_calls(?:\[(\d+)\](.*))?")
 _OF_CALLS = {".name": ".name", ".arguments_json": ".arguments", ".id": ".call_id"}
 _OF_ITEMS = {  # by the item's type
     "message": {".role": ".role", ".content": ".content"},
@@ -34,7 +31,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseNames(Names):
+class ResponseNames(PlacedNames):
     """places: of the items, in their order, which is that of the messages as well. instructed: the
     first message is the instructions."""
 
@@ -42,15 +39,11 @@ class ResponseNames(Names):
     places: tuple[Place, ...] = ()
     instructed: bool = False
 
-    def body(self, contract: str) -> str:
-        """A field's name."""
-        found = _MESSAGE.fullmatch(contract)
-        if found is None:
-            return Names.body(self, contract)
-        message, rest = int(found[1]), found[2]
-        if message == 0 and self.instructed:
+    def of_message(self, number: int, rest: str) -> str:
+        """The name of a message's field."""
+        if number == 0 and self.instructed:
             return "instructions"
-        items = list(self._items(message))
+        items = list(self._items(number))
         told = (f"input[{i}]{name}" for i, at in items if (name := _name(at, rest)) is not None)
         first, other = next(told, None), next(told, None)
         if first is None:
@@ -68,9 +61,10 @@ class ResponseNames(Names):
 
 def _name(place: Place, rest: str) -> str | None:
     """What an item calls a field of its message; None: the field is not this item's."""
-    called = _CALL.fullmatch(rest)
+    called = call_of(rest)
     if called is None:
         return _OF_ITEMS.get(place.type, {}).get(rest)
-    if place.type != "function_call" or place.call != int(called[1] or 0):
+    call, field = called
+    if place.type != "function_call" or place.call != call:
         return None
-    return _OF_CALLS.get(called[2] or "", "")
+    return _OF_CALLS.get(field, "")

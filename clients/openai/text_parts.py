@@ -34,9 +34,7 @@ def read(
 
 def read_one(part: Fields, passed_over: Sequence[str] = PASSED_OVER) -> str:
     """The text of a part whose type has been taken."""
-    if not part.has("text"):
-        part.fault("text", None, "is missing")
-    text = part.text("text") or ""
+    text = part.required_text("text")
     part.passed_over(*passed_over)
     part.end()
     return text

@@ -34,8 +34,7 @@ def read_detokenize(values: dict[str, Any]) -> tuple[pb.DetokenizeRequest, Names
     faults = Faults()
     body = Fields(values, faults)
     body.text("model")
-    if not body.has("tokens"):
-        body.fault("tokens", None, "is missing")
+    body.require("tokens")
     request = pb.DetokenizeRequest()
     put_all(request.token_ids, body.wholes("tokens"))
     body.end()

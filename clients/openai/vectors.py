@@ -137,8 +137,7 @@ def read_rerank(values: dict[str, Any], request_id: str = "") -> RerankBody:
     body = Fields(values, faults)
     request = pb.ScoreRequest(request_id=request_id)
     for needed in ("query", "documents"):
-        if not body.has(needed):
-            body.fault(needed, None, "is missing")
+        body.require(needed)
     request.query = body.text("query") or ""
     for i, one in enumerate(_counted(body, "documents", body.items("documents"))):
         request.documents.append(_document(body, f"documents[{i}]", one))

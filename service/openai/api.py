@@ -21,6 +21,7 @@ from quire.clients.openai.parsed_body import ParsedBody
 from quire.clients.openai.response_answer import ResponseAnswer
 from quire.service.openai.anthropic_events import MessageEvents
 from quire.service.openai.chunks import Chunks
+from quire.service.openai.http_context import MESSAGES
 from quire.service.openai.problems import Shape
 from quire.service.openai.response_events import ResponseEvents
 from quire.v1 import inference_pb2 as pb
@@ -65,13 +66,17 @@ def _chunks(model: str, parsed: ParsedBody, *, chat: bool) -> Chunks:
     return Chunks(model, chat=chat, logprobs=parsed.logprobs, usage=parsed.usage, n=parsed.choices)
 
 
-CHAT = Api(chat.read, partial(Answer, chat=True), partial(_chunks, chat=True))
-COMPLETIONS = Api(completions.read, partial(Answer, chat=False), partial(_chunks, chat=False))
-RESPONSES = Api(responses.read, ResponseAnswer, ResponseEvents)
-MESSAGES = Api(
-    anthropic_body.read,
-    MessageAnswer,
-    MessageEvents,
-    error=anthropic_errors.told,
-    id_headers=(b"x-request-id", b"request-id"),
-)
+APIS: Mapping[str, Api] = {  # by their paths
+    "/v1/chat/completions": Api(chat.read, partial(Answer, chat=True), partial(_chunks, chat=True)),
+    "/v1/completions": Api(
+        completions.read, partial(Answer, chat=False), partial(_chunks, chat=False)
+    ),
+    "/v1/responses": Api(responses.read, ResponseAnswer, ResponseEvents),
+    MESSAGES: Api(
+        anthropic_body.read,
+        MessageAnswer,
+        MessageEvents,
+        error=anthropic_errors.told,
+        id_headers=(b"x-request-id", b"request-id"),
+    ),
+}

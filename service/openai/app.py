@@ -5,6 +5,7 @@ paths that are here but /health ask for a key, where keys are asked for.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.service.errors import Refusal
 from quire.service.openai import problems
+from quire.service.openai.api import APIS
 from quire.service.openai.generation import Generation
 from quire.service.openai.http_context import MESSAGES, HttpContext
 from quire.service.openai.info_endpoints import InfoEndpoints
@@ -77,15 +79,15 @@ def _routes(
         return answer
 
     return [
-        Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-        Route("/v1/completions", generation.completions, methods=["POST"]),
+        *(
+            Route(path, partial(generation.answer, api), methods=["POST"])
+            for path, api in APIS.items()
+        ),
         Route("/v1/embeddings", vectors.embeddings, methods=["POST"]),
         *(Route(path, vectors.rerank, methods=["POST"]) for path in _RERANK),
         Route("/v1/models", guarded(info.models, "models"), methods=["GET"]),
         Route("/v1/models/{name:path}", guarded(info.model, "models"), methods=["GET"]),
-        Route("/v1/responses", generation.responses, methods=["POST"]),
         Route("/v1/responses/{rest:path}", guarded(_unstored, "responses"), methods=_ANY),
-        Route(MESSAGES, generation.messages, methods=["POST"]),
         Route(f"{MESSAGES}/count_tokens", tokens.count, methods=["POST"]),
         Route("/tokenize", tokens.tokenize, methods=["POST"]),
         Route("/detokenize", tokens.detokenize, methods=["POST"]),

@@ -1,5 +1,4 @@
-"""The endpoints that generate: /v1/chat/completions, /v1/completions, /v1/responses and
-/v1/messages."""
+"""The endpoints that generate: see `api.APIS`."""
 
 from typing import Any
 
@@ -7,7 +6,7 @@ from starlette.requests import Request
 
 from quire.clients.openai.parsed_body import ParsedBody
 from quire.service.errors import invalid_field
-from quire.service.openai.api import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Api
+from quire.service.openai.api import Api
 from quire.service.openai.logprob_budget import LogprobBudget
 from quire.service.openai.reply import Reply
 from quire.service.openai.request_reader import RequestReader
@@ -27,23 +26,8 @@ class Generation:
         self._model = model
         self._budget = LogprobBudget()
 
-    async def chat(self, request: Request) -> Any:
-        """POST /v1/chat/completions."""
-        return await self._reply(request, CHAT)
-
-    async def completions(self, request: Request) -> Any:
-        """POST /v1/completions."""
-        return await self._reply(request, COMPLETIONS)
-
-    async def responses(self, request: Request) -> Any:
-        """POST /v1/responses."""
-        return await self._reply(request, RESPONSES)
-
-    async def messages(self, request: Request) -> Any:
-        """POST /v1/messages."""
-        return await self._reply(request, MESSAGES)
-
-    async def _reply(self, request: Request, api: Api) -> Any:
+    async def answer(self, api: Api, request: Request) -> Any:
+        """POST at an API's path."""
         context = request.scope["context"]
         name = context.headers.get("x-request-id", "")
         parsed = await self._reader.read(request, GENERATE, lambda values: api.read(values, name))

@@ -19,7 +19,7 @@ from quire.clients.openai.faults import BadBody
 from quire.service.admission.intake import Places, places_for
 from quire.service.errors import OtherContext, Refusal
 from quire.service.openai import cards, problems
-from quire.service.openai.api import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Api
+from quire.service.openai.api import APIS
 from quire.service.openai.bodies import Bodies, parse
 from quire.service.openai.http_context import with_key
 from quire.service.openai.logprob_budget import LogprobBudget
@@ -34,12 +34,6 @@ if TYPE_CHECKING:  # needs ray
     from quire.service.ray.streams import Streams
 
 MAX_BODY = 16 << 20  # bytes
-_APIS: Mapping[str, Api] = {
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": COMPLETIONS,
-    "/v1/responses": RESPONSES,
-    "/v1/messages": MESSAGES,
-}
 _MODELS = "/v1/models/"  # behind it a name; without the last stroke: all of them
 
 
@@ -114,7 +108,7 @@ class OpenAIFrontend:
     async def _answer(self, request: Request, context: _IngressContext) -> Response:
         path, method = request.url.path, request.method
         of_models = f"{path}/".startswith(_MODELS)
-        if not of_models and path not in _APIS:
+        if not of_models and path not in APIS:
             raise problems.no_such_path(path)
         if method != ("GET" if of_models else "POST"):
             raise problems.wrong_method(method, path)
@@ -124,7 +118,7 @@ class OpenAIFrontend:
         return cards.listing(model) if name == path else cards.named(model, name)
 
     async def _generated(self, request: Request, context: _IngressContext) -> Response:
-        api = _APIS[request.url.path]
+        api = APIS[request.url.path]
         name = str((await self._model(context))["id"])
         body = await self._bodies.read(request, str(request.client))
 

@@ -44,8 +44,8 @@ FAULTS = (
     Fault(
         "anthropic: a fault of a call names another block",
         "clients/openai/anthropic_names.py",
-        "            call = self.calls[int(called[1] or 0)]\n",
-        "            call = int(called[1] or 0)\n",
+        "content[{self.calls[call]}]",
+        "content[{call}]",
         (INPUT + "faults_of_the_contract_have_the_names_of_blocks",),
     ),
     Fault(

@@ -28,8 +28,8 @@ FAULTS = (
     Fault(
         "openai bodies: a part of text may be without its text",
         "clients/openai/text_parts.py",
-        '        part.fault("text", None, "is missing")\n',
-        "        pass\n",
+        'part.required_text("text")',
+        'part.text("text") or ""',
         (FIELDS + "a_fault_names_its_field",),
     ),
     Fault(

@@ -12,7 +12,8 @@ from anthropic import beta_async_tool
 from anthropic.types import Message
 from support.api_keys import ALICE, BOB, key_file
 from support.fake_engine import Device
-from support.harness import PATIENCE, Running, run, serving
+from support.harness import Running, run, serving
+from support.held_calls import until
 from support.http1 import ask, head, posted
 from support.scripted import ScriptedDevice, ids_of, serving_template
 from support.tool_templates import FORGETFUL, HERMES
@@ -318,9 +319,7 @@ def test_a_client_that_leaves_ends_its_call() -> None:
             await running.until(lambda stats: stats.requests.running == 1)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
-            async with asyncio.timeout(PATIENCE):
-                while not running.server.ledger.rpcs["Generate", "CANCELLED"]:
-                    await asyncio.sleep(0.005)
+            await until(lambda: running.server.ledger.rpcs["Generate", "CANCELLED"] > 0)
             device.release()
             await running.idle()
 

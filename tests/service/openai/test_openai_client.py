@@ -6,7 +6,8 @@ from typing import Any
 import openai
 import pytest
 from support.fake_engine import Device
-from support.harness import PATIENCE, run, serving
+from support.harness import run, serving
+from support.held_calls import until
 from support.openai_calls import HELLO, client
 
 from quire.service.telemetry.tracing import EndedCall
@@ -181,9 +182,7 @@ def test_who_leaves_several_prompts_ends_them_all(stream: bool) -> None:
             [told] = await asyncio.gather(call, return_exceptions=True)
             if not isinstance(told, BaseException):  # its answer has begun
                 await told.close()
-            async with asyncio.timeout(PATIENCE):
-                while running.server.ledger.rpcs["Generate", "CANCELLED"] < 2:
-                    await asyncio.sleep(0.005)
+            await until(lambda: running.server.ledger.rpcs["Generate", "CANCELLED"] >= 2)
             device.release()
             await running.idle()
 

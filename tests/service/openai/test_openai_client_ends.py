@@ -6,7 +6,8 @@ from typing import Any
 import openai
 import pytest
 from support.fake_engine import Device
-from support.harness import PATIENCE, run, serving
+from support.harness import run, serving
+from support.held_calls import until
 from support.openai_calls import HELLO, client
 
 from quire.service.errors import rate_limited
@@ -56,9 +57,7 @@ def test_a_client_that_leaves_frees_its_blocks(stream: bool) -> None:
             [told] = await asyncio.gather(call, return_exceptions=True)
             if not isinstance(told, BaseException):  # its answer has begun
                 await told.close()
-            async with asyncio.timeout(PATIENCE):
-                while not running.server.ledger.rpcs["Generate", "CANCELLED"]:
-                    await asyncio.sleep(0.005)
+            await until(lambda: running.server.ledger.rpcs["Generate", "CANCELLED"] > 0)
             device.release()
             stats = await running.idle()
             assert stats.requests.finished_cancelled == 1
@@ -81,9 +80,7 @@ def test_a_stream_that_is_closed_half_way_is_cancelled() -> None:
             await anext(aiter(stream))
             device.hold()
             await stream.close()
-            async with asyncio.timeout(PATIENCE):
-                while not running.server.ledger.rpcs["Generate", "CANCELLED"]:
-                    await asyncio.sleep(0.005)
+            await until(lambda: running.server.ledger.rpcs["Generate", "CANCELLED"] > 0)
             device.release()
             await running.idle()
 

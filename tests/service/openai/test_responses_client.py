@@ -9,7 +9,8 @@ import pydantic
 import pytest
 from openai.types.responses import Response, ResponseFunctionToolCall
 from support.fake_engine import Device
-from support.harness import PATIENCE, run, serving
+from support.harness import run, serving
+from support.held_calls import until
 from support.http1 import ask, head
 from support.openai_calls import HELLO, client
 from support.scripted import ScriptedDevice, ids_of, serving_template
@@ -239,9 +240,7 @@ def test_a_client_that_leaves_ends_its_call(stream: bool) -> None:
             [told] = await asyncio.gather(call, return_exceptions=True)
             if not isinstance(told, BaseException):  # its answer has begun
                 await told.close()
-            async with asyncio.timeout(PATIENCE):
-                while not running.server.ledger.rpcs["Generate", "CANCELLED"]:
-                    await asyncio.sleep(0.005)
+            await until(lambda: running.server.ledger.rpcs["Generate", "CANCELLED"] > 0)
             device.release()
             await running.idle()
 
