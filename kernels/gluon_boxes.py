@@ -14,17 +14,20 @@ _TYPES = {
 }
 
 
-def box(data: Tensor, shape: list[int], block: list[int]) -> TensorDescriptor:
-    """Of contiguous data as a matrix of `shape` [rows, columns], copied so many rows and columns at
-    a time. dtypes: bfloat16, float16 and e4m3."""
-    return TensorDescriptor(data, shape, [shape[1], 1], block, _layout(*block, str(data.dtype)))
+def box(
+    data: Tensor, shape: list[int], block: list[int], strides: list[int] | None = None
+) -> TensorDescriptor:
+    """Of contiguous data as a matrix of `shape` [rows, columns], or with strides as an array of any
+    shape, copied a block at a time. dtypes: bfloat16, float16 and e4m3."""
+    layout = _layout(*block, dtype=str(data.dtype))
+    return TensorDescriptor(data, shape, strides or [shape[1], 1], block, layout)
 
 
 @cache
-def _layout(rows: int, columns: int, dtype: str) -> Any:
+def _layout(*block: int, dtype: str) -> Any:
     """How a block lies in shared memory. Found once: it takes longer than the descriptor, and a
     long prompt's steps, which nothing captures, wait for their launches."""
-    return gl.NVMMASharedLayout.get_default_for([rows, columns], _TYPES[dtype])
+    return gl.NVMMASharedLayout.get_default_for(list(block), _TYPES[dtype])
 
 
 def cache_box(cache: Tensor, keys: int) -> TensorDescriptor:

@@ -101,5 +101,5 @@ def _read(value: Any) -> Any:
             return TensorDescriptor(base, shape, value["strides"], block)
         from quire.kernels.gluon_boxes import box  # not for every version of Triton
 
-        return box(base, shape, block)
+        return box(base, shape, block, value["strides"])
     return value

@@ -19,6 +19,7 @@ from quire.kernels.weight import Quantized, Weight
 
 if TYPE_CHECKING:  # needs triton
     from quire.kernels.linear.all_reduce_norm import Mail
+    from quire.kernels.linear.row_launch import Room, Sizes, Weights
 
 
 class KernelsUnavailable(RuntimeError):
@@ -299,6 +300,23 @@ class ExpertRowOps(ExpertOps, Protocol):
         ...
 
 
+class RowOps(Ops, Protocol):
+    """The operations of a device that has one row's products between two attentions as one."""
+
+    def row_rooms(
+        self, layers: int, sizes: "Sizes", dtype: torch.dtype, device: torch.device
+    ) -> "list[Room] | None":
+        """What layers of a step need for it; to be asked for before the step's first product.
+        None: not for these."""
+        ...
+
+    def between_attentions(
+        self, attended: Tensor, residual: Tensor, weights: "Weights", eps: float, room: "Room"
+    ) -> tuple[Tensor, Tensor | None]:
+        """See kernels/linear/hopper_row.py."""
+        ...
+
+
 class ExchangeOps(Ops, Protocol):
     """The operations of a device whose ranks reach each other's memory as well."""
 
@@ -312,6 +330,11 @@ class ExchangeOps(Ops, Protocol):
 def has_exchange(ops: Ops) -> TypeGuard[ExchangeOps]:
     """Whether a device has the operation of ranks that reach each other's memory."""
     return hasattr(ops, "residual_norm")
+
+
+def has_row(ops: Ops) -> TypeGuard[RowOps]:
+    """Whether a device has one row's products between two attentions as one operation."""
+    return hasattr(ops, "between_attentions")
 
 
 def has_experts(ops: Ops) -> TypeGuard[ExpertOps]:

@@ -32,16 +32,17 @@ from quire.kernels.linear import (
     tuning,
 )
 from quire.kernels.linear.exact import ExactProducts
+from quire.kernels.linear.row_ops import RowTritonOps
 from quire.kernels.sampling import filtering, logprobs, sampling
 from quire.kernels.state import copy_blocks, state
 from quire.kernels.weight import Quantized, Weight
 
 
 @dataclass(frozen=True)
-class TritonOps(ExpertTritonOps):
-    """Implements `ops.Fp8ExpertOps`. counters: the workspace of split products and of split
-    attention, zeros between launches. products: in exact mode what chooses theirs, while it is
-    on."""
+class TritonOps(ExpertTritonOps, RowTritonOps):
+    """Implements `ops.Fp8ExpertOps` and `ops.RowOps`. counters: the workspace of split products and
+    of split attention, zeros between launches. products: in exact mode what chooses theirs, while
+    it is on."""
 
     counters: Tensor
     pdl: bool = False

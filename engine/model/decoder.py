@@ -10,6 +10,8 @@ products with the neighbouring operations fused in, and attention, preceded by t
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +29,8 @@ from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
 from quire.engine.model.product import Product
 from quire.engine.model.spec import AttentionSpec
+from quire.kernels.linear.row_launch import Room, Weights
+from quire.kernels.ops import RowOps, has_row
 from quire.kernels.weight import Weight
 
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # in old files
@@ -81,6 +85,33 @@ class DecoderLayer:
         stream = self.attention(stream, *norms, batch, k_cache, v_cache, rope)
         return self.mlp(stream, self.post_norm, then, self._eps)
 
+    def up_to(self, following: "DecoderLayer | None") -> Weights | None:
+        """Its weights from attention to the next layer's, where one row may go that way as one
+        operation: where they are dense, not quantized, and without biases."""
+        attention, mlp = self.attention, self.mlp
+        if not isinstance(mlp, DenseMlp):
+            return None
+        if following and following.attention.qkv.bias is not None:
+            return None
+        matrices = [attention.o.weight, mlp.gate_up.weight, mlp.down.weight]
+        matrices += [following.attention.qkv.weight] if following else []
+        if any(one.scale is not None for one in matrices):
+            return None
+        o, gate_up, down, *qkv = (one.data for one in matrices)
+        then = (following.input_norm, *qkv) if following else (None, None)
+        return Weights(o, self.post_norm, gate_up, down, *then)
+
+
+_Placed = tuple[DecoderLayer, tuple[ForwardBatch, Tensor, Tensor]]  # with its keys and values
+
+
+class _RowPath(NamedTuple):
+    """What a row needs where the products between two attentions are one operation."""
+
+    ops: RowOps
+    weights: list[Weights]
+    rooms: list[Room]
+
 
 class Decoder(CausalModel):
     """The whole model on one rank."""
@@ -90,6 +121,7 @@ class Decoder(CausalModel):
         super().__init__(config, context.dtype, context.device, length(kv_heads))
         self._ops = context.ops
         self._spec = spec
+        self._alone = context.world.size == 1
         size = config.vocab_size, config.hidden_size
         self.embedding = VocabTable(context, "model.embed_tokens", *size)
         self.layers = [
@@ -149,10 +181,38 @@ class Decoder(CausalModel):
         every = list(zip(self.layers, kv.by_layer(batch, self.config.full_layers), strict=True))
         chosen = every if layers is None else [every[index] for index in layers]
         first, *rest = (*(layer.input_norm for layer, _ in chosen), self.norm)
+        row = self._row_path([layer for layer, _ in chosen]) if len(batch.token_ids) == 1 else None
         stream = self.embedding.embed(batch.token_ids, first, self.config.rms_norm_eps)
+        if row is not None:
+            return self._one_row(row, stream, chosen)
         for (layer, (its, k, v)), then in zip(chosen, rest, strict=True):
             stream = layer(stream, then, its, k, v, self.rope)
         return stream.residual
+
+    def _row_path(self, layers: list[DecoderLayer]) -> _RowPath | None:
+        """How one row goes through layers with one operation from attention to attention; or None.
+        To be asked before anything is launched."""
+        ops, weights = self._ops, []
+        if not self._alone or not has_row(ops):
+            return None
+        for layer, following in zip_longest(layers, layers[1:]):
+            between = layer.up_to(following)
+            if between is None:
+                return None
+            weights.append(between)
+        rooms = ops.row_rooms(len(weights), weights[0].sizes, self.dtype, self.device)
+        return None if rooms is None else _RowPath(ops, weights, rooms)
+
+    def _one_row(self, row: _RowPath, stream: ResidualStream, layers: list[_Placed]) -> Tensor:
+        """stream: [1, H] -> [1, H]"""
+        eps, hidden = self.config.rms_norm_eps, stream.residual
+        qkv: Tensor | None = layers[0][0].attention.qkv(stream, layers[0][0].input_norm, eps)
+        for (layer, (its, k, v)), weights, room in zip(layers, row.weights, row.rooms, strict=True):
+            assert qkv is not None
+            attended = layer.attention.attend(qkv, its, k, v, self.rope)
+            assert isinstance(attended, Tensor)
+            hidden, qkv = row.ops.between_attentions(attended, hidden, weights, eps, room)
+        return hidden
 
     def logits(self, hidden: Tensor, rows: Tensor | None, part: bool = False) -> Tensor:
         if rows is not None:

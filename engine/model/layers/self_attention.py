@@ -16,6 +16,7 @@ from quire.engine.model.layers.parallel import scale_slice
 from quire.engine.model.layers.placement import Placement, whole
 from quire.engine.model.layers.residual import ResidualStream
 from quire.engine.model.spec import AttentionSpec
+from quire.kernels.weight import Quantized
 
 
 class SelfAttention:
@@ -70,9 +71,17 @@ class SelfAttention:
         """stream: [T, H], whose storage may be reused; norm: [H], of what comes in; then: [H], of
         what comes next; caches: [num_blocks, Hkv, block_size, D]; rope: [positions, D] -> the
         residual with what attention made, [T, H]."""
-        attended = paged_attention(
+        qkv = self.qkv(stream, norm, self._eps)
+        attended = self.attend(qkv, batch, k_cache, v_cache, rope)
+        return self.o(attended, stream.residual, then, self._eps)
+
+    def attend(
+        self, qkv: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor, rope: Tensor
+    ) -> Tensor | Quantized:
+        """qkv: [T, (Hq + 2 * Hkv) * D] -> what `o` takes, [T, Hq * D]. The rest as above."""
+        return paged_attention(
             self._ops,
-            self.qkv(stream, norm, self._eps),
+            qkv,
             self.q_norm,
             self.k_norm,
             self._eps,
@@ -84,4 +93,3 @@ class SelfAttention:
             self.window,
             narrow=self._narrow,
         )
-        return self.o(attended, stream.residual, then, self._eps)

@@ -1,0 +1,41 @@
+"""One row's products between two attentions as the part of `TritonOps` that they are.
+
+Invariant: as of kernels/triton_ops.py, whose class has what this one takes as given.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from quire.kernels.linear import row_launch
+
+
+class RowTritonOps(ABC):
+    """Implements what `ops.RowOps` asks for beside the rest."""
+
+    pdl: bool
+
+    @property
+    @abstractmethod
+    def exact(self) -> bool:
+        """Whether a row's bits are its own."""
+
+    def row_rooms(
+        self, layers: int, sizes: row_launch.Sizes, dtype: torch.dtype, device: torch.device
+    ) -> list[row_launch.Room] | None:
+        if self.exact or not sizes.fit(dtype, device):
+            return None
+        return row_launch.new_rooms(layers, sizes, device)
+
+    def between_attentions(
+        self,
+        attended: Tensor,
+        residual: Tensor,
+        weights: row_launch.Weights,
+        eps: float,
+        room: row_launch.Room,
+    ) -> tuple[Tensor, Tensor | None]:
+        from quire.kernels.linear import hopper_row  # Gluon: not in every Triton
+
+        return hopper_row.row(attended, residual, weights, eps, room, pdl=self.pdl)
