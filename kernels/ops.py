@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from quire.kernels.weight import Quantized, Weight
+from quire.kernels.weight import Quantized, RowWeights, Weight
 
 if TYPE_CHECKING:  # needs triton
     from quire.kernels.linear.all_reduce_norm import Mail
-    from quire.kernels.linear.row_launch import Room, Sizes, Weights
+    from quire.kernels.linear.row_launch import Room, Sizes
 
 
 class KernelsUnavailable(RuntimeError):
@@ -311,7 +311,7 @@ class RowOps(Ops, Protocol):
         ...
 
     def between_attentions(
-        self, attended: Tensor, residual: Tensor, weights: "Weights", eps: float, room: "Room"
+        self, attended: Tensor, residual: Tensor, weights: RowWeights, eps: float, room: "Room"
     ) -> tuple[Tensor, Tensor | None]:
         """See kernels/linear/hopper_row.py."""
         ...

@@ -27,6 +27,18 @@ class Weight(NamedTuple):
         return Weight(self.data[expert], None if self.scale is None else self.scale[expert])
 
 
+class RowWeights(NamedTuple):
+    """What stands between two attentions. o: [H, Q]; post_norm: [H]; gate_up: [2 * I, H]; down:
+    [H, I]; next_norm: [H] and next_qkv: [N, H], or None behind the last layer."""
+
+    o: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    next_norm: Tensor | None = None
+    next_qkv: Tensor | None = None
+
+
 class Quantized(NamedTuple):
     """Activations as FP8 products take them.
 

@@ -29,9 +29,9 @@ from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
 from quire.engine.model.product import Product
 from quire.engine.model.spec import AttentionSpec
-from quire.kernels.linear.row_launch import Room, Weights
+from quire.kernels.linear.row_launch import Room, Sizes
 from quire.kernels.ops import RowOps, has_row
-from quire.kernels.weight import Weight
+from quire.kernels.weight import RowWeights, Weight
 
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # in old files
 
@@ -85,7 +85,7 @@ class DecoderLayer:
         stream = self.attention(stream, *norms, batch, k_cache, v_cache, rope)
         return self.mlp(stream, self.post_norm, then, self._eps)
 
-    def up_to(self, following: "DecoderLayer | None") -> Weights | None:
+    def up_to(self, following: "DecoderLayer | None") -> RowWeights | None:
         """Its weights from attention to the next layer's, where one row may go that way as one
         operation: where they are dense, not quantized, and without biases."""
         attention, mlp = self.attention, self.mlp
@@ -98,8 +98,8 @@ class DecoderLayer:
         if any(one.scale is not None for one in matrices):
             return None
         o, gate_up, down, *qkv = (one.data for one in matrices)
-        then = (following.input_norm, *qkv) if following else (None, None)
-        return Weights(o, self.post_norm, gate_up, down, *then)
+        then = (following.input_norm, *qkv) if following else ()
+        return RowWeights(o, self.post_norm, gate_up, down, *then)
 
 
 _Placed = tuple[DecoderLayer, tuple[ForwardBatch, Tensor, Tensor]]  # with its keys and values
@@ -109,7 +109,7 @@ class _RowPath(NamedTuple):
     """What a row needs where the products between two attentions are one operation."""
 
     ops: RowOps
-    weights: list[Weights]
+    weights: list[RowWeights]
     rooms: list[Room]
 
 
@@ -200,7 +200,7 @@ class Decoder(CausalModel):
             if between is None:
                 return None
             weights.append(between)
-        rooms = ops.row_rooms(len(weights), weights[0].sizes, self.dtype, self.device)
+        rooms = ops.row_rooms(len(weights), Sizes.of(weights[0]), self.dtype, self.device)
         return None if rooms is None else _RowPath(ops, weights, rooms)
 
     def _one_row(self, row: _RowPath, stream: ResidualStream, layers: list[_Placed]) -> Tensor:

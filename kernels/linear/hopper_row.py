@@ -56,8 +56,9 @@ from quire.kernels.linear.row_launch import (
     SHARE,
     SHARES,
     Room,
-    Weights,
+    Sizes,
 )
+from quire.kernels.weight import RowWeights
 
 TILE = gl.constexpr(ROWS)
 PARTS = gl.constexpr(SHARES)
@@ -288,7 +289,7 @@ def _row_kernel(
 def row(
     attended: Tensor,
     residual: Tensor,
-    weights: Weights,
+    weights: RowWeights,
     eps: float,
     room: Room,
     *,
@@ -301,7 +302,7 @@ def row(
     attended: [1, Q]; residual: [1, H]; both contiguous. room: this layer's, EMPTY all over.
     programs: for tests, no more than the card has multiprocessors; else as many.
     """
-    sizes, device = weights.sizes, attended.device
+    sizes, device = Sizes.of(weights), attended.device
     norm, weight, qkv = weights.next_norm, weights.next_qkv, attended  # not read without a weight
     if weight is not None:
         qkv = attended.new_empty(1, weight.shape[0])

@@ -4,11 +4,13 @@ Invariant: all of it is a function of the model's sizes, the dtype and the card.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from quire.kernels import support
+from quire.kernels.weight import RowWeights
 
 ROWS = 16  # weight rows of a tile
 SHARES, SHARE = 8, 64  # of a step of K: columns of the matrix instruction, and columns of each
@@ -29,6 +31,11 @@ class Sizes:
     hidden: int
     attended: int
     inner: int
+
+    @classmethod
+    def of(cls, weights: RowWeights) -> Self:
+        hidden, attended = weights.o.shape
+        return cls(hidden, attended, weights.down.shape[1])
 
     @property
     def pieces(self) -> int:
@@ -63,24 +70,6 @@ class Sizes:
         if self.weight_bytes < _LEAST:
             return False
         return support.has_gluon(device) and self.stages(device) > self.in_flight
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What stands between two attentions. o: [H, Q]; post_norm: [H]; gate_up: [2 * I, H]; down:
-    [H, I]; next_norm: [H] and next_qkv: [N, H], or None in the last layer."""
-
-    o: Tensor
-    post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-    next_norm: Tensor | None
-    next_qkv: Tensor | None
-
-    @property
-    def sizes(self) -> Sizes:
-        hidden, attended = self.o.shape
-        return Sizes(hidden, attended, self.down.shape[1])
 
 
 @dataclass(frozen=True, slots=True)

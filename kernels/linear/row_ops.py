@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quire.kernels.linear import row_launch
+from quire.kernels.weight import RowWeights
 
 
 class RowTritonOps(ABC):
@@ -32,7 +33,7 @@ class RowTritonOps(ABC):
         self,
         attended: Tensor,
         residual: Tensor,
-        weights: row_launch.Weights,
+        weights: RowWeights,
         eps: float,
         room: row_launch.Room,
     ) -> tuple[Tensor, Tensor | None]:

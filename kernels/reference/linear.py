@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire.kernels.row_scaled import RowScaled
+from quire.kernels.weight import RowWeights
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -99,3 +100,19 @@ def linear(
     if residual is not None:
         y = residual + y
     return y if out_dtype is None else y.to(out_dtype)
+
+
+def between_attentions(
+    attended: Tensor, residual: Tensor, weights: RowWeights, eps: float
+) -> tuple[Tensor, Tensor | None]:
+    """What comes between two attentions: the residual behind the layer, [T, H], and the next
+    layer's qkv, [T, N], where there is one. attended: [T, Q]; residual: [T, H].
+
+    The twin of hopper_row.py. Not among the operations of a CPU, where each product is one.
+    """
+    middle = linear(attended, weights.o, residual=residual)
+    inner = linear(middle, weights.gate_up, norm_weight=weights.post_norm, eps=eps, silu=True)
+    out = linear(inner, weights.down, residual=middle)
+    if weights.next_qkv is None:
+        return out, None
+    return out, linear(out, weights.next_qkv, norm_weight=weights.next_norm, eps=eps)

@@ -108,6 +108,32 @@ def tall() -> Calls:
 
 
 @cases(hot=True)
+def row() -> Calls:
+    """One row from attention to attention, in models of several sizes."""
+    if not support.has_gluon(torch.device("meta")):
+        return
+    from quire.kernels.linear import hopper_row
+    from quire.kernels.linear.row_launch import Sizes, new_rooms
+    from quire.kernels.weight import RowWeights
+
+    for name, sizes in (
+        ("1.7B", Sizes(2048, 2048, 6144)),
+        ("4B", Sizes(2560, 4096, 9728)),
+        ("8B", Sizes(4096, 4096, 12288)),
+        ("32B", Sizes(5120, 8192, 25600)),
+    ):
+        hidden, attended, inner = sizes.hidden, sizes.attended, sizes.inner
+        weights = RowWeights(
+            empty(hidden, attended), empty(hidden), empty(2 * inner, hidden), empty(hidden, inner),
+            empty(hidden), empty(6144, hidden),
+        )  # fmt: skip
+        room = new_rooms(1, sizes, torch.device("meta"))[0]
+        x, residual = empty(1, attended), empty(1, hidden)
+        call = partial(hopper_row.row, x, residual, weights, 1e-6, room, pdl=True)
+        yield f"row, {name}", call
+
+
+@cases(hot=True)
 def gpt2() -> Calls:
     """Of its smallest and its widest model, before a residual's first bias and behind it."""
     from quire.kernels.attention.kv_write import kv_write
