@@ -228,7 +228,10 @@ def test_the_environment_names_the_server(server: Any) -> None:
 
 
 def test_version_and_help() -> None:
-    assert quire("--version").stdout.startswith("quire 0.")
+    told = quire("--version").stdout
+    assert told.startswith("quire 0.")
+    as_module = [sys.executable, "-m", "quire", "--version"]
+    assert programs.run(as_module, timeout=PATIENCE, env=environment()).stdout == told
     for command in ("generate", "chat", "tokenize", "stats", "health"):
         assert quire(command, "--help").returncode == 0
 
