@@ -313,7 +313,8 @@ class RowOps(Ops, Protocol):
     def between_attentions(
         self, attended: Tensor, residual: Tensor, weights: RowWeights, eps: float, room: "Room"
     ) -> tuple[Tensor, Tensor | None]:
-        """See kernels/linear/hopper_row.py."""
+        """See kernels/linear/hopper_row.py. Raises RowUnavailable once, where the card's driver
+        does not launch it; from then on there are no rooms."""
         ...
 
 

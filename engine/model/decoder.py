@@ -8,6 +8,7 @@ products with the neighbouring operations fused in, and attention, preceded by t
              -> norm, gate and up, silu * -> down, + residual
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -29,7 +30,7 @@ from quire.engine.model.layers.rotary import cos_sin_table
 from quire.engine.model.layers.self_attention import SelfAttention
 from quire.engine.model.product import Product
 from quire.engine.model.spec import AttentionSpec
-from quire.kernels.linear.row_launch import Room, Sizes
+from quire.kernels.linear.row_launch import Room, RowUnavailable, Sizes
 from quire.kernels.ops import RowOps, has_row
 from quire.kernels.weight import RowWeights, Weight
 
@@ -184,7 +185,8 @@ class Decoder(CausalModel):
         row = self._row_path([layer for layer, _ in chosen]) if len(batch.token_ids) == 1 else None
         stream = self.embedding.embed(batch.token_ids, first, self.config.rms_norm_eps)
         if row is not None:
-            return self._one_row(row, stream, chosen)
+            with contextlib.suppress(RowUnavailable):  # said where that was found
+                return self._one_row(row, stream, chosen)
         for (layer, (its, k, v)), then in zip(chosen, rest, strict=True):
             stream = layer(stream, then, its, k, v, self.rope)
         return stream.residual

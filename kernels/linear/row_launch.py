@@ -24,6 +24,10 @@ _LEAST = 64 << 20  # bytes of a layer's weights, below which a kernel a product 
 _SMALL = 128 << 20  # and up to which two steps on their way are better than three
 
 
+class RowUnavailable(RuntimeError):
+    """The card's driver does not launch the kernel, and nothing was done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """Of a layer: of its residual, of what attention gives, and of its MLP."""

@@ -3,6 +3,7 @@
 Invariant: as of kernels/triton_ops.py, whose class has what this one takes as given.
 """
 
+import logging
 from abc import ABC, abstractmethod
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from quire.kernels.linear import row_launch
 from quire.kernels.weight import RowWeights
+
+log = logging.getLogger(__name__)
+_refusing: set[torch.device] = set()  # whose drivers do not launch the kernel
 
 
 class RowTritonOps(ABC):
@@ -25,7 +29,7 @@ class RowTritonOps(ABC):
     def row_rooms(
         self, layers: int, sizes: row_launch.Sizes, dtype: torch.dtype, device: torch.device
     ) -> list[row_launch.Room] | None:
-        if self.exact or not sizes.fit(dtype, device):
+        if self.exact or device in _refusing or not sizes.fit(dtype, device):
             return None
         return row_launch.new_rooms(layers, sizes, device)
 
@@ -39,4 +43,11 @@ class RowTritonOps(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         from quire.kernels.linear import hopper_row  # Gluon: not in every Triton
 
-        return hopper_row.row(attended, residual, weights, eps, room, pdl=self.pdl)
+        try:
+            return hopper_row.row(attended, residual, weights, eps, room, pdl=self.pdl)
+        except RuntimeError as error:
+            if not str(error).startswith("Triton Error"):
+                raise
+            _refusing.add(attended.device)
+            log.warning("one row goes product by product: its kernel is not launched: %s", error)
+            raise row_launch.RowUnavailable(str(error)) from error

@@ -37,9 +37,16 @@ FAULTS = (
     Fault(
         "one row: exact mode takes it",
         "kernels/linear/row_ops.py",
-        "        if self.exact or not sizes.fit(dtype, device):\n",
-        "        if not sizes.fit(dtype, device):\n",
+        "if self.exact or device in _refusing",
+        "if device in _refusing",
         (_KERNEL + "exact_mode_declines_it",),
+    ),
+    Fault(
+        "one row: what a driver does not launch is asked for in each step",
+        "kernels/linear/row_ops.py",
+        "            _refusing.add(attended.device)\n",
+        "",
+        (_KERNEL + "what_a_driver_does_not_launch_is_asked_for_once",),
     ),
     Fault(
         "one row: a norm's padding is written over what lies behind x",

@@ -15,7 +15,7 @@ from quire.engine.model.layers.parallel import World
 from quire.engine.model.registry import build_model
 from quire.engine.weights.random import fill_random
 from quire.kernels import reference
-from quire.kernels.linear.row_launch import Room, Sizes
+from quire.kernels.linear.row_launch import Room, RowUnavailable, Sizes
 from quire.kernels.reference.linear import between_attentions
 from quire.kernels.weight import RowWeights
 
@@ -42,10 +42,10 @@ MERGED = dataclasses.replace(CONFIG, architecture=PHI3)
 
 class RowDevice:
     """The reference with the operation of one row, which notes what it is asked for. takes: not
-    declined."""
+    declined; launches: its driver does."""
 
-    def __init__(self, *, takes: bool = True) -> None:
-        self.takes = takes
+    def __init__(self, *, takes: bool = True, launches: bool = True) -> None:
+        self.takes, self.launches = takes, launches
         self.rooms: list[tuple[int, Sizes]] = []
         self.given: list[tuple[int, tuple[int, ...] | None]] = []  # rooms, and the next qkv's sizes
         names = {"row_rooms": self._rooms, "between_attentions": self._between}
@@ -62,6 +62,8 @@ class RowDevice:
     def _between(
         self, attended: Tensor, residual: Tensor, weights: RowWeights, eps: float, room: Room
     ) -> tuple[Tensor, Tensor | None]:
+        if not self.launches:
+            raise RowUnavailable("no such launch")
         qkv = weights.next_qkv
         self.given.append((room.hidden, None if qkv is None else tuple(qkv.shape)))
         return between_attentions(attended, residual, weights, eps)
@@ -98,8 +100,9 @@ def test_chosen_layers_follow_one_another() -> None:
     assert device.given == [(0, None), (0, (192, 64)), (1, None)]
 
 
-def test_a_device_may_decline_it() -> None:
-    device = RowDevice(takes=False)
+@pytest.mark.parametrize("how", ["takes", "launches"])
+def test_a_device_may_decline_it(how: str) -> None:
+    device = RowDevice(**{how: False})
     found, wanted = (greedy_tokens(model_on(ops), PROMPT, 3) for ops in (device.ops, reference))
     assert torch.equal(found[1], wanted[1])
     assert len(device.rooms) == 2 and not device.given

@@ -1,5 +1,6 @@
 """One row from attention to attention by one kernel: what it is for, and what comes of it."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quire.kernels import support
-from quire.kernels.linear.row_launch import EMPTY, Sizes, new_rooms
+from quire.kernels.linear.row_launch import EMPTY, RowUnavailable, Sizes, new_rooms
 from quire.kernels.reference.linear import between_attentions
 from quire.kernels.weight import RowWeights
 
@@ -76,6 +77,31 @@ def test_exact_mode_declines_it() -> None:
     assert TritonOps(counters).row_rooms(2, SMALL, BF16, META) is not None
     exact = TritonOps(counters, products=ExactProducts())
     assert exact.row_rooms(2, SMALL, BF16, META) is None
+
+
+def test_what_a_driver_does_not_launch_is_asked_for_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hopper_row = pytest.importorskip("quire.kernels.linear.hopper_row")
+    from quire.kernels.linear import row_ops
+    from quire.kernels.triton_ops import TritonOps
+
+    def fails(*_args: object, **_options: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(hopper_row, "row", fails)
+    monkeypatch.setattr(row_ops, "_refusing", set())
+    ops, x = TritonOps(torch.empty(0, device=META)), torch.empty(1, 2048, device=META)
+    rooms = ops.row_rooms(1, SMALL, BF16, META)
+    assert rooms is not None
+    around = x, x, RowWeights(x, x, x, x), 1e-6, rooms[0]
+    for words in ("out of memory", "Triton Error [CUDA]: operation not supported"):
+        with pytest.raises(RuntimeError, match=re.escape(words)) as raised:
+            ops.between_attentions(*around)
+        assert isinstance(raised.value, RowUnavailable) == words.startswith("Triton")
+    (line,) = caplog.messages
+    assert line.endswith("its kernel is not launched: Triton Error [CUDA]: operation not supported")
+    assert ops.row_rooms(1, SMALL, BF16, META) is None
 
 
 def test_rooms_lie_side_by_side_and_are_empty() -> None:
