@@ -3,23 +3,15 @@
 Invariant: as of kernels/triton_ops.py, whose class has what this one takes as given.
 """
 
-from abc import ABC, abstractmethod
-
 from torch import Tensor
 
 from quire.kernels.experts import mixing, one_row, routing, tiles
+from quire.kernels.triton_part import TritonPart
 from quire.kernels.weight import Weight
 
 
-class ExpertTritonOps(ABC):
+class ExpertTritonOps(TritonPart):
     """Implements what `ops.Fp8ExpertOps` and `ops.ExpertRowOps` ask for beside products."""
-
-    pdl: bool
-
-    @property
-    @abstractmethod
-    def exact(self) -> bool:
-        """Whether a row's bits are its own."""
 
     def route(
         self, x: Tensor, router: Tensor, per_token: int, *, renormalise: bool

@@ -14,7 +14,7 @@ over (`row_launch.new_rooms`) until a result is there. A program that needs one 
 it until nothing is EMPTY: no flag follows the data, and no fence stands between. So all programs
 must run at once, which a cooperative launch makes sure of, whoever else uses the card.
 
-Why few weights are asked for at a time (`row_launch.in_flight`): what is on its way stands in one
+Why few weights are asked for at a time (`Sizes.in_flight`): what is on its way stands in one
 queue with the results that everybody waits for.
 
 Order of sums: K in steps of SHARES shares of 64 columns. A share is summed over the steps in order
@@ -130,6 +130,15 @@ def _load(
 
 
 @gluon.jit
+def _arrived(x_ptr, at, inside):
+    """The numbers at these places, as bits, once none of them is EMPTY; zeros outside."""
+    value = gl.load(x_ptr + at, mask=inside, other=0, volatile=True)
+    while gl.max((value == NOT_YET).to(gl.int32), 0) != 0:
+        value = gl.load(x_ptr + at, mask=inside, other=0, volatile=True)
+    return value
+
+
+@gluon.jit
 def _take(x_ptr, xs, K: gl.constexpr, LATE: gl.constexpr):
     """x [K] into shared memory; with LATE once all of it is there."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([8], [32], [_WARPS], [0])
@@ -157,10 +166,7 @@ def _take_normed(x_ptr, norm_ptr, xs, eps, K: gl.constexpr, PADDED: gl.constexpr
     LAYOUT: gl.constexpr = gl.BlockedLayout([8], [32], [_WARPS], [0])
     k = gl.arange(0, PADDED, layout=LAYOUT)
     norm = gl.load(norm_ptr + k, mask=k < K, other=0.0).to(gl.float32)
-    value = gl.load(x_ptr + k, mask=k < K, other=0, volatile=True)
-    while gl.max((value == NOT_YET).to(gl.int32), 0) != 0:
-        value = gl.load(x_ptr + k, mask=k < K, other=0, volatile=True)
-    x = value.to(xs.dtype, bitcast=True).to(gl.float32)
+    x = _arrived(x_ptr, k, k < K).to(xs.dtype, bitcast=True).to(gl.float32)
     x = (x * gl.rsqrt(gl.sum(x * x, 0) / K + eps) * norm).to(xs.dtype)
     whole = xs._reinterpret(xs.dtype, [PADDED // WIDE, WIDE], xs.layout)
     whole.store(gl.reshape(x, [PADDED // WIDE, WIDE]))
@@ -196,6 +202,13 @@ def _product(xs, ring, bars, n, STEPS: gl.constexpr):
 
 
 @gluon.jit
+def _add(out_ptr, at, before, y, DTYPE: gl.constexpr):
+    """Sums and a residual, which comes as bits and so does what is stored, rounded once."""
+    y = (y + before.to(DTYPE, bitcast=True).to(gl.float32)).to(DTYPE)
+    gl.store(out_ptr + at, y.to(gl.int16, bitcast=True))
+
+
+@gluon.jit
 def _multiply(
     pointers, xs, ring, bars, ends, eps, H: gl.constexpr, Q: gl.constexpr, INNER: gl.constexpr,
     PADDED: gl.constexpr, PDL: gl.constexpr,
@@ -214,10 +227,9 @@ def _multiply(
         _take(x_ptr, xs, Q, False)
         while tile < o_end:
             at = tile * TILE + r
-            before = gl.load(residual_ptr + at, cache_modifier=".cg").to(DTYPE, bitcast=True)
+            before = gl.load(residual_ptr + at, cache_modifier=".cg")
             y, n = _product(xs, ring, bars, n, Q // DEEP)
-            y = (y + before.to(gl.float32)).to(DTYPE)
-            gl.store(middle_ptr + at, y.to(gl.int16, bitcast=True))
+            _add(middle_ptr, at, before, y, DTYPE)
             tile += gl.num_programs(0)
     if tile < gate_up_end:
         _take_normed(middle_ptr, post_norm_ptr, xs, eps, H, PADDED)
@@ -234,12 +246,9 @@ def _multiply(
         _take(inner_ptr, xs, INNER, True)
         while tile < down_end:
             at = (tile - gate_up_end) * TILE + r
-            before = gl.load(middle_ptr + at, volatile=True)
-            while gl.max((before == NOT_YET).to(gl.int32), 0) != 0:
-                before = gl.load(middle_ptr + at, volatile=True)
+            before = _arrived(middle_ptr, at, r < TILE)
             y, n = _product(xs, ring, bars, n, INNER // DEEP)
-            y = (y + before.to(DTYPE, bitcast=True).to(gl.float32)).to(DTYPE)
-            gl.store(out_ptr + at, y.to(gl.int16, bitcast=True))
+            _add(out_ptr, at, before, y, DTYPE)
             tile += gl.num_programs(0)
     if tile < end:
         _take_normed(out_ptr, next_norm_ptr, xs, eps, H, PADDED)

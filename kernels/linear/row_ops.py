@@ -4,27 +4,20 @@ Invariant: as of kernels/triton_ops.py, whose class has what this one takes as g
 """
 
 import logging
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from quire.kernels.linear import row_launch
+from quire.kernels.triton_part import TritonPart
 from quire.kernels.weight import RowWeights
 
 log = logging.getLogger(__name__)
 _refusing: set[torch.device] = set()  # whose drivers do not launch the kernel
 
 
-class RowTritonOps(ABC):
+class RowTritonOps(TritonPart):
     """Implements what `ops.RowOps` asks for beside the rest."""
-
-    pdl: bool
-
-    @property
-    @abstractmethod
-    def exact(self) -> bool:
-        """Whether a row's bits are its own."""
 
     def row_rooms(
         self, layers: int, sizes: row_launch.Sizes, dtype: torch.dtype, device: torch.device

@@ -7,13 +7,15 @@ as well, a test is too large for the interpreter, or asks what only the device c
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+
+from quire.kernels import support
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -46,6 +48,17 @@ def device() -> torch.device:
     """Where the kernels under test find their tensors."""
     native = torch.cuda.is_available() and not INTERPRETED
     return torch.device("cuda" if native else "cpu")
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is chosen for an H200 and a Triton that has the kernels of sm_90; on a GPU for the
+    Triton that is there. A test may assume another card."""
+    pytest.importorskip("triton")
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("triton.__version__", support.HOPPER_TRITON[0])
+    yield
+    support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
 
 
 @pytest.fixture

@@ -112,25 +112,21 @@ def row() -> Calls:
     """One row from attention to attention, in models of several sizes."""
     if not support.has_gluon(torch.device("meta")):
         return
+    from linear_candidates import products as products_of
+
     from quire.kernels.linear import hopper_row
     from quire.kernels.linear.row_launch import Sizes, new_rooms
     from quire.kernels.weight import RowWeights
 
-    for name, sizes in (
-        ("1.7B", Sizes(2048, 2048, 6144)),
-        ("4B", Sizes(2560, 4096, 9728)),
-        ("8B", Sizes(4096, 4096, 12288)),
-        ("32B", Sizes(5120, 8192, 25600)),
-    ):
-        hidden, attended, inner = sizes.hidden, sizes.attended, sizes.inner
-        weights = RowWeights(
-            empty(hidden, attended), empty(hidden), empty(2 * inner, hidden), empty(hidden, inner),
-            empty(hidden), empty(6144, hidden),
-        )  # fmt: skip
+    for shape in ("1.7B", "4B", "8B", "32B"):
+        qkv, o, gate_up, down = (empty(one.n, one.k) for one in products_of(shape)[:-1])
+        norm = empty(len(o))
+        weights = RowWeights(o, norm, gate_up, down, norm, qkv)
+        sizes = Sizes.of(weights)
         room = new_rooms(1, sizes, torch.device("meta"))[0]
-        x, residual = empty(1, attended), empty(1, hidden)
+        x, residual = empty(1, sizes.attended), empty(1, sizes.hidden)
         call = partial(hopper_row.row, x, residual, weights, 1e-6, room, pdl=True)
-        yield f"row, {name}", call
+        yield f"row, {shape}", call
 
 
 @cases(hot=True)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from support import tiny_checkpoint
 from support.single_prompt import batch_for, greedy_tokens, new_cache
 from torch import Tensor
 
@@ -20,20 +21,12 @@ from quire.kernels.reference.linear import between_attentions
 from quire.kernels.weight import RowWeights
 
 CPU, FP32 = torch.device("cpu"), torch.float32
-CONFIG = ModelConfig(
-    architecture="Qwen3ForCausalLM",
-    vocab_size=101,
+CONFIG = dataclasses.replace(
+    tiny_checkpoint.CONFIG,
     hidden_size=64,
     num_layers=3,
     num_q_heads=8,
-    num_kv_heads=2,
-    head_dim=16,
     intermediate_size=96,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    max_position_embeddings=64,
-    rope_theta=1e4,
-    stored_dtype="float32",
     initializer_range=0.2,
 )
 PROMPT = [(7 * i) % CONFIG.vocab_size for i in range(1, 20)]

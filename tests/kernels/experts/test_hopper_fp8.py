@@ -1,6 +1,5 @@
 """FP8 experts of many rows by the kernel of sm_90: which take it, and its bits."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,12 +18,7 @@ from quire.kernels.weight import Weight
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 
 
-@pytest.fixture(autouse=True)
-def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if not torch.cuda.is_available():
-        monkeypatch.setattr("triton.__version__", support.HOPPER_TRITON[0])
-    yield
-    support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
+pytestmark = pytest.mark.usefixtures("hopper")
 
 
 def layer(

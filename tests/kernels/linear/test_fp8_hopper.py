@@ -1,7 +1,5 @@
 """FP8 products by the kernel of sm_90: which take it, what stands around it, and its bits."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -20,12 +18,7 @@ BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
 META = torch.device("meta")
 
 
-@pytest.fixture(autouse=True)
-def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if not torch.cuda.is_available():
-        monkeypatch.setattr("triton.__version__", support.HOPPER_TRITON[0])
-    yield
-    support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
+pytestmark = pytest.mark.usefixtures("hopper")
 
 
 def taken(n: int, k: int, rows: int, *, silu: bool = False) -> bool:

@@ -1,7 +1,6 @@
 """One row from attention to attention by one kernel: what it is for, and what comes of it."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,13 +23,7 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def hopper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    pytest.importorskip("triton")
-    if not torch.cuda.is_available():
-        monkeypatch.setattr("triton.__version__", support.HOPPER_TRITON[0])
-    yield
-    support.assume((9, 0), support.HOPPER_SHARED, support.HOME_CARD)
+pytestmark = pytest.mark.usefixtures("hopper")
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
