@@ -4,6 +4,7 @@ Invariant: as of kernels/triton_ops.py, whose class has what this one takes as g
 """
 
 import logging
+import re
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from quire.kernels.weight import RowWeights
 
 log = logging.getLogger(__name__)
 _refusing: set[torch.device] = set()  # whose drivers do not launch the kernel
+# What they say of a launch that they do not make. Others are of a device that may be lost.
+_REFUSAL = re.compile(
+    r"Triton Error \[CUDA\]: (operation not supported|invalid argument"
+    r"|too many (blocks in cooperative launch|resources requested for launch))"
+)
 
 
 class RowTritonOps(TritonPart):
@@ -39,7 +45,7 @@ class RowTritonOps(TritonPart):
         try:
             return hopper_row.row(attended, residual, weights, eps, room, pdl=self.pdl)
         except RuntimeError as error:
-            if not str(error).startswith("Triton Error"):
+            if not _REFUSAL.match(str(error)):
                 raise
             _refusing.add(attended.device)
             log.warning("one row goes product by product: its kernel is not launched: %s", error)

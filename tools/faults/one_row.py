@@ -49,6 +49,13 @@ FAULTS = (
         (_KERNEL + "what_a_driver_does_not_launch_is_asked_for_once",),
     ),
     Fault(
+        "one row: a lost device is taken for a launch that is refused",
+        "kernels/linear/row_ops.py",
+        "if not _REFUSAL.match(str(error)):",
+        'if not str(error).startswith("Triton Error"):',
+        (_KERNEL + "what_a_driver_does_not_launch_is_asked_for_once",),
+    ),
+    Fault(
         "one row: a norm's padding is written over what lies behind x",
         "kernels/linear/row_launch.py",
         " or self.padded > self.pieces * PIECE:",

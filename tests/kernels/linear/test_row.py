@@ -88,10 +88,12 @@ def test_what_a_driver_does_not_launch_is_asked_for_once(
     rooms = ops.row_rooms(1, SMALL, BF16, META)
     assert rooms is not None
     around = x, x, RowWeights(x, x, x, x), 1e-6, rooms[0]
-    for words in ("out of memory", "Triton Error [CUDA]: operation not supported"):
+    lost = "Triton Error [CUDA]: an illegal memory access was encountered"
+    for words in ("out of memory", lost, "Triton Error [CUDA]: operation not supported"):
+        assert ops.row_rooms(1, SMALL, BF16, META) is not None
         with pytest.raises(RuntimeError, match=re.escape(words)) as raised:
             ops.between_attentions(*around)
-        assert isinstance(raised.value, RowUnavailable) == words.startswith("Triton")
+        assert isinstance(raised.value, RowUnavailable) == words.endswith("not supported")
     (line,) = caplog.messages
     assert line.endswith("its kernel is not launched: Triton Error [CUDA]: operation not supported")
     assert ops.row_rooms(1, SMALL, BF16, META) is None
